@@ -9,6 +9,7 @@ from decentral.topology.graphs import (
     exponential,
     grid,
     hypercube,
+    lollipop,
     path,
     random_geometric,
     random_regular,
@@ -17,12 +18,16 @@ from decentral.topology.graphs import (
     torus,
     watts_strogatz,
 )
-from decentral.topology.network import Topology, named
+from decentral.topology.network import RATE_ARGUMENTS, Topology, named
 from decentral.topology.networks import RealNetwork, load_network, network_graph, network_names
+from decentral.topology.rates import BUDGETS, RATES
 from decentral.topology.schedules import SCHEDULES, Schedule
 
 __all__ = [
+    "BUDGETS",
     "DIRECTED",
+    "RATES",
+    "RATE_ARGUMENTS",
     "SCHEDULES",
     "TOPOLOGIES",
     "DirectedTopology",
@@ -36,6 +41,7 @@ __all__ = [
     "grid",
     "hypercube",
     "load_network",
+    "lollipop",
     "named",
     "named_directed",
     "neighbours",

@@ -17,7 +17,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from decentral.errors import InvalidInput
+from decentral.errors import InvalidInput, suggest
 
 # networkx keeps two adjacency entries and one attribute dictionary per edge; measured with complete graphs.
 BYTES_PER_NETWORKX_EDGE = 200
@@ -42,6 +42,12 @@ def check_number(name: str, value: Any, low: float, high: float, *, above: bool 
             name, value, f"a finite number, {bound}" + (f", at most {high:g}" if high < math.inf else "")
         )
     return float(value)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """InvalidInput, with the nearest name, unless ``value`` is one of ``allowed``."""
+    if value not in tuple(allowed):
+        raise InvalidInput(name, value, "one of the names below", suggest(str(value), allowed))
 
 
 def _power_of_two(n: int, graph: str) -> int:
@@ -190,6 +196,15 @@ def barbell(n: int) -> nx.Graph:
     return _graph(n, itertools.chain(*cliques, [(half - 1, half)]), "barbell")
 
 
+def lollipop(n: int, clique: int | None = None) -> nx.Graph:
+    """A clique on 0 .. clique-1 and from its last node a path to n-1; by default half the nodes, rounded up, are the clique's."""
+    n = check_integer("topology.n", n, 2)
+    clique = check_integer("topology.clique", (n + 1) // 2 if clique is None else clique, 1, n)
+    check_edge_count("lollipop", n, clique * (clique - 1) / 2, MAX_NETWORKX_EDGES, BYTES_PER_NETWORKX_EDGE)
+    path = ((i, i + 1) for i in range(clique - 1, n - 1))
+    return _graph(n, itertools.chain(itertools.combinations(range(clique), 2), path), "lollipop")
+
+
 def random_geometric(n: int, radius: float | None = None, connect: bool = True, seed: int = 0) -> nx.Graph:
     """Uniform points of the unit square (node attribute ``pos``), joined where closer than ``radius``.
 
@@ -252,7 +267,7 @@ def watts_strogatz(n: int, degree: int = 4, rewiring_probability: float = 0.1, s
     return graph
 
 
-_ALL = (ring, path, star, complete, exponential, grid, torus, hypercube, barbell)
+_ALL = (ring, path, star, complete, exponential, grid, torus, hypercube, barbell, lollipop)
 _ALL_RANDOM = (random_geometric, erdos_renyi, random_regular, watts_strogatz)
 TOPOLOGIES: dict[str, Callable[..., nx.Graph]] = {
     function.__name__: function for function in _ALL + _ALL_RANDOM

@@ -8,7 +8,8 @@ unit time;
 
 Both scale as 1/rate. ``chi_1`` and ``chi_2`` are those of the rates at hand: by default uniform over edges
 (an edge of multiplicity 2 counts twice) with total rate n/2, one exchange per worker and unit time, as A2CiD2
-has it. ``chi_1_unit`` and ``chi_2_unit`` are at total rate 1, as DADAO has it.
+has it. ``chi_1_unit`` and ``chi_2_unit`` are at total rate 1, as DADAO has it. Other rates: ``rates`` of
+:meth:`Topology.from_graph`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from scipy.sparse.csgraph import connected_components
 
 from decentral.errors import InvalidInput, suggest
 from decentral.topology import spectra
-from decentral.topology.graphs import TOPOLOGIES, check_edge_count, check_integer, check_number
+from decentral.topology.graphs import (
+    TOPOLOGIES,
+    check_choice,
+    check_edge_count,
+    check_integer,
+    check_number,
+)
+from decentral.topology.rates import BUDGETS, RATES, edge_rates, incidence
 
 MAX_ARRAY_EDGES = 100_000_000
 
@@ -48,6 +56,33 @@ def _require_connected(
         parts.append(f"{{{', '.join(nodes)}}} ({sizes[smallest]} of {n})")
     got = f"{count} components; the smallest: {'; '.join(parts)}"
     raise InvalidInput(name, got, "a connected graph", advice)
+
+
+def _total_rate(
+    n: int, rates: str, rates_budget: str, rate: float | None, edge_time_s: float | np.ndarray | None
+) -> float:
+    """The total rate that ``rate`` asks for; arguments that do not go together are refused."""
+    check_choice("topology.rates", rates, RATES)
+    check_choice("topology.rates_budget", rates_budget, BUDGETS)
+    if rates_budget == "nic" and rate is not None:
+        advice = "Rates follow from the time of the NICs; with_total_rate scales them."
+        raise InvalidInput("topology.rate", rate, 'no rate with rates_budget = "nic"', advice)
+    if rates_budget == "total" and edge_time_s is not None:
+        advice = 'The time of an exchange counts where rates_budget = "nic".'
+        raise InvalidInput("topology.edge_time_s", edge_time_s, 'nothing with rates_budget = "total"', advice)
+    return n * check_number("topology.rate", 1.0 if rate is None else rate, 0, math.inf, above=True) / 2
+
+
+def _edge_times(edge_time_s: float | np.ndarray, count: int) -> np.ndarray:
+    try:
+        times = np.broadcast_to(np.asarray(edge_time_s, dtype=np.float64), count)
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            "topology.edge_time_s", edge_time_s, f"a number, or {count}, one per edge"
+        ) from None
+    if not np.all(np.isfinite(times) & (times > 0)):
+        raise InvalidInput("topology.edge_time_s", float(times.min()), "finite seconds, above 0")
+    return times
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,21 +141,46 @@ class Topology:
             object.__setattr__(self, field, array)
 
     @classmethod
-    def from_graph(cls, graph: nx.Graph, name: str | None = None, rate: float = 1.0) -> Topology:
-        """Any undirected networkx graph, with uniform rates: ``rate`` exchanges per worker and unit time.
+    def from_graph(
+        cls,
+        graph: nx.Graph,
+        name: str | None = None,
+        rate: float | None = None,
+        *,
+        rates: str = "uniform",
+        rates_budget: str = "total",
+        edge_time_s: float | None = None,
+    ) -> Topology:
+        """Any undirected networkx graph.
 
         Args:
             graph: worker k is the k-th node in sorted order, or in the graph's own order where nodes cannot
                 be compared. Parallel edges, and the edge attribute ``multiplicity``, make an edge count that
                 many times.
             name: by default the graph's own name, or "graph".
-            rate: the total rate is n * rate / 2, since two workers take part in an exchange.
+            rate: exchanges per worker and unit time, by default 1: the total rate is n * rate / 2, since two workers take
+                part in an exchange.
+            rates: how edges share it.
+
+                - "uniform": all alike.
+                - "degree": proportional to 1/d_i + 1/d_j for degrees d: every worker starts exchanges at the same rate, each
+                  with a neighbour drawn uniformly (Boyd, Ghosh, Prabhakar & Shah 2006, "Randomized gossip algorithms",
+                  recalled). The same as "uniform" where all degrees are equal.
+                - "optimal": the least sqrt(chi_1 chi_2), to 2 % by a bound that comes with it (mostly 0.5 %) or with a
+                  warning: :mod:`decentral.topology.rates`. A repeated edge counts once. Up to 512 workers and 20,000
+                  edges, once per process: seconds at n = 64, minutes at 256.
+            rates_budget: "total", or "nic": no ``rate``; rates are as high as they can be, in their proportions, with every
+                worker's NIC exchanging for at most 1 s per s, sum_j lambda_ij tau_ij <= 1. "optimal" then means the best
+                rates within that budget.
+            edge_time_s: tau_ij > 0, seconds an exchange keeps both NICs busy, one number for all edges (other than "nic" it
+                means nothing and is refused). By default the edge attribute ``edge_time_s``, 1.0 if no edge has it; parallel
+                edges take their mean.
 
         Raises:
             InvalidInput: not an undirected graph; fewer than 2 nodes; self loops; disconnected (components
-                are named); a multiplicity or a rate that is not a positive finite number.
+                are named); a multiplicity, rate or time that is not a positive finite number; edges of which only some have a
+                time; unknown ``rates`` or ``rates_budget``, or what does not go with them; "optimal" for too large a graph.
         """
-        rate = check_number("topology.rate", rate, 0, math.inf, above=True)
         if not isinstance(graph, nx.Graph):
             raise InvalidInput("graph", type(graph).__name__, "an undirected networkx graph")
         if graph.is_directed():
@@ -138,11 +198,13 @@ class Topology:
         except TypeError:  # labels that cannot be compared
             labels = list(graph)
         n, worker = len(labels), {label: k for k, label in enumerate(labels)}
-        keys, multiplicities = [], []
-        for u, v, multiplicity in graph.edges(data="multiplicity", default=1):
+        total_rate = _total_rate(n, rates, rates_budget, rate, edge_time_s)
+        keys, multiplicities, times = [], [], []
+        for u, v, attributes in graph.edges(data=True):
             i, j = worker[u], worker[v]
             keys.append(i * n + j if i < j else j * n + i)
-            multiplicities.append(multiplicity)
+            multiplicities.append(attributes.get("multiplicity", 1))
+            times.append(attributes.get("edge_time_s"))
         for multiplicity in set(multiplicities):
             check_number("multiplicity", multiplicity, 0, math.inf, above=True)
         keys, edge = np.unique(np.array(keys, dtype=np.int64), return_inverse=True)
@@ -152,7 +214,21 @@ class Topology:
             "Add edges; for a random graph raise its degree, probability or radius, or take another seed."
         )
         _require_connected("graph", n, edges, counts, labels, advice)
-        return cls(name or graph.name or "graph", n, edges, counts * (n * rate / 2 / counts.sum()))
+        seconds = None
+        if rates_budget == "nic":
+            missing = times.count(None)
+            if edge_time_s is None and 0 < missing < len(times):
+                got = f"{missing} of {len(times)} edges without it"
+                raise InvalidInput("graph", got, "the edge attribute edge_time_s on all edges, or on none")
+            given = (
+                np.array(times)
+                if edge_time_s is None and not missing
+                else (1.0 if edge_time_s is None else edge_time_s)
+            )
+            weighted = np.array(multiplicities) * _edge_times(given, len(times))
+            seconds = np.bincount(edge, weighted, len(keys)) / counts
+        found = edge_rates(rates, n, edges, counts, total_rate, seconds)
+        return cls(name or graph.name or "graph", n, edges, found)
 
     def with_edge_rates(self, edge_rates: np.ndarray) -> Topology:
         """The same graph with other rates (E,), in the order of ``edges``; errors as for the class."""
@@ -164,6 +240,28 @@ class Topology:
         scaled = dataclasses.replace(self, edge_rates=self.edge_rates * (total_rate / self.total_rate))
         scaled.__dict__["_origin"] = self._origin
         return scaled
+
+    def with_rates(
+        self, rates: str, *, rates_budget: str = "total", edge_time_s: float | np.ndarray | None = None
+    ) -> Topology:
+        """The same graph with its rates shared anew; total rate as it is, edges of rate 0 stay unused, others count once.
+
+        Arguments and errors as of :meth:`from_graph`; ``edge_time_s`` is a number (default 1.0) or an array (E,), and the
+        budget "nic" sets the total rate.
+        """
+        _total_rate(self.n, rates, rates_budget, None, edge_time_s)
+        used = self.edge_rates > 0
+        times = None
+        if rates_budget == "nic":
+            times = _edge_times(1.0 if edge_time_s is None else edge_time_s, len(used))[used]
+        found = np.zeros(len(used))
+        edges = self.edges[used]
+        found[used] = edge_rates(rates, self.n, edges, np.ones(len(edges)), self.total_rate, times)
+        return dataclasses.replace(self, edge_rates=found)
+
+    def nic_times(self, edge_time_s: float | np.ndarray = 1.0) -> np.ndarray:
+        """(n,) sum_j lambda_ij tau_ij: the part of the time that each worker's NIC exchanges, tau as in :meth:`with_rates`."""
+        return incidence(self.n, self.edges, _edge_times(edge_time_s, len(self.edges))) @ self.edge_rates
 
     @cached_property
     def _origin(self) -> Topology:
@@ -371,8 +469,19 @@ class Topology:
         }
 
 
-def named(kind: str, *, n: int, rate: float = 1.0, **arguments: object) -> Topology:
-    """A topology by name: ``named("ring", n=16)``; ``arguments`` go to the function in ``TOPOLOGIES``.
+def named(
+    kind: str,
+    *,
+    n: int,
+    rate: float | None = None,
+    rates: str = "uniform",
+    rates_budget: str = "total",
+    edge_time_s: float | None = None,
+    **arguments: object,
+) -> Topology:
+    """A topology by name: ``named("barbell", n=16, rates="optimal")``; see :meth:`Topology.from_graph` for the rates.
+
+    ``arguments`` go to the function in ``TOPOLOGIES``.
 
     Raises:
         InvalidInput: an unknown name or argument (with the nearest allowed one), or what the graph's function
@@ -387,13 +496,27 @@ def named(kind: str, *, n: int, rate: float = 1.0, **arguments: object) -> Topol
                 f"topology.{argument}",
                 arguments[argument],
                 f"an argument of {kind}",
-                suggest(argument, allowed),
+                suggest(argument, [*allowed, *RATE_ARGUMENTS]),
             )
     if kind != "complete":
-        return Topology.from_graph(TOPOLOGIES[kind](n, **arguments), kind, rate)
+        return Topology.from_graph(
+            TOPOLOGIES[kind](n, **arguments),
+            kind,
+            rate,
+            rates=rates,
+            rates_budget=rates_budget,
+            edge_time_s=edge_time_s,
+        )
     # 5e7 edges at n = 10,000: 1.2 GB as arrays, 10 GB as a networkx graph
     n = check_integer("topology.n", n, 2)
     check_edge_count("complete", n, n * (n - 1) / 2, MAX_ARRAY_EDGES, bytes_per_edge=24)
-    rate = check_number("topology.rate", rate, 0, math.inf, above=True)
+    total_rate = _total_rate(n, rates, rates_budget, rate, edge_time_s)
+    if rates_budget == "nic":
+        total_rate = n / 2 / float(_edge_times(1.0 if edge_time_s is None else edge_time_s, 1)[0])
     edges = np.stack(np.triu_indices(n, k=1), axis=1)
-    return Topology(kind, n, edges, np.full(len(edges), rate / (n - 1)))
+    each = 2 * total_rate / n / (n - 1)  # whatever ``rates``: all edges are alike
+    return Topology(kind, n, edges, np.full(len(edges), each))
+
+
+RATE_ARGUMENTS = ("rates", "rates_budget", "edge_time_s")
+"""Arguments of :func:`named` that every undirected graph has beside its own."""
