@@ -1,18 +1,143 @@
-"""Local optimizers: an optax function and its arguments, with the numbers visible to JAX."""
+"""Local optimizers: an optax function, its arguments, weight decay and a schedule, with the numbers visible to JAX."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from decentral.errors import InvalidInput, suggest
+from decentral.problem.checks import check_choice
+
+DECAYS = ("all", "matrices")
+"""What weight decay acts on: every array, or those of two and more axes, which leaves out biases and norms."""
 
 
-class Optimizer:
+class _Recipe:
+    """The name of a function and its arguments; the numbers among them, counts apart, are leaves of a pytree."""
+
+    kind: Any
+    arguments: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The spec table that makes it."""
+        plain = {
+            k: v.as_dict() if isinstance(v, _Recipe) else list(v) if isinstance(v, tuple) else v
+            for k, v in self.arguments.items()
+        }
+        return {"kind": self.kind if isinstance(self.kind, str) else repr(self.kind), **plain}
+
+    def __repr__(self) -> str:
+        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
+        return f"{type(self).__name__}({self.kind!r}{arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and (self.kind, self.arguments) == (other.kind, other.arguments)  # type: ignore[attr-defined]
+
+    __hash__ = None  # type: ignore[assignment]  # arguments may be arrays
+
+
+def constant() -> optax.Schedule:
+    """1."""
+    return optax.constant_schedule(1.0)
+
+
+def step(milestones: Sequence[int], decay: float = 0.1) -> optax.Schedule:
+    """Times ``decay`` from each milestone on, counted in updates."""
+    levels = itertools.accumulate([1.0, *(decay for _ in milestones)], lambda level, factor: level * factor)
+    return optax.join_schedules([optax.constant_schedule(level) for level in levels], milestones)
+
+
+def goyal(
+    warmup_steps: int, factor: float = 1.0, milestones: Sequence[int] = (), decay: float = 0.1
+) -> optax.Schedule:
+    """Linear from 1 to ``factor`` over ``warmup_steps`` updates, then times ``decay`` from each milestone on.
+
+    Goyal et al. 2017, "Accurate, large minibatch SGD" (recalled), as A2CiD2's code has it: there ``factor`` is batch size *
+    workers / 256, and may be below 1.
+    """
+    warmup = [optax.linear_schedule(1.0, factor, warmup_steps), optax.constant_schedule(factor)]
+    warm, decayed = optax.join_schedules(warmup, [warmup_steps]), step(milestones, decay)
+    return lambda count: (warm(count) if warmup_steps else factor) * decayed(count)
+
+
+def cosine(steps: int, final: float = 0.0) -> optax.Schedule:
+    """Half a cosine from 1 to ``final`` over ``steps`` updates, then ``final`` (Loshchilov & Hutter 2017, recalled)."""
+    return optax.cosine_decay_schedule(1.0, steps, final)
+
+
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    function.__name__: function for function in (constant, step, goyal, cosine)
+}
+
+
+class Schedule(_Recipe):
+    """What the learning rate is multiplied with, by the number of the optimizer's own updates (gradients) so far.
+
+    Factors are leaves, replicas may differ in them; counts are part of the program.
+
+    Args:
+        kind: one of ``SCHEDULES``.
+        **arguments: of that function.
+
+    Raises:
+        InvalidInput: no such schedule or argument; a count below 0 (``steps``: below 1), a factor that is negative or not
+            finite, milestones that do not increase or lie inside the warm-up.
+    """
+
+    def __init__(self, kind: str, **arguments: Any) -> None:
+        check_choice("optimizer.schedule.kind", kind, SCHEDULES)
+        parameters = inspect.signature(SCHEDULES[kind]).parameters
+        for name, value in arguments.items():
+            key = f"optimizer.schedule.{name}"
+            if name not in parameters:
+                raise InvalidInput(key, value, f"arguments of {kind}", suggest(name, parameters))
+            if name == "milestones":
+                arguments[name] = _milestones(key, value, arguments.get("warmup_steps", 0))
+            elif name in ("steps", "warmup_steps"):
+                if type(value) is not int or value < (name == "steps"):
+                    raise InvalidInput(key, value, f"a whole number, at least {int(name == 'steps')}")
+            else:
+                arguments[name] = _number(key, value)
+        for name, parameter in parameters.items():
+            if name not in arguments and parameter.default is inspect.Parameter.empty:
+                raise InvalidInput(f"optimizer.schedule.{name}", "nothing", f"a value: {kind} needs it")
+        defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        self.kind, self.arguments = kind, defaults | arguments
+
+    def __call__(self, count: Any) -> Any:
+        """The factor after ``count`` updates; may be traced."""
+        # as a float: of int32 and int JAX makes float32, whatever the parameters are
+        return SCHEDULES[self.kind](**self.arguments)(jnp.asarray(count, dtype=float))
+
+
+def _milestones(key: str, value: Any, warmup_steps: Any) -> tuple[int, ...]:
+    given: list[Any] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [None]
+    whole = all(type(count) is int and count > 0 for count in given)
+    if not whole or any(a >= b for a, b in itertools.pairwise(given)):
+        raise InvalidInput(key, value, "whole numbers of updates above 0, each larger than the one before")
+    if given and isinstance(warmup_steps, int) and given[0] < warmup_steps:
+        raise InvalidInput(key, value, f"milestones after the warm-up of {warmup_steps} updates")
+    return tuple(given)
+
+
+def _number(key: str, value: Any) -> Any:
+    """``value``; plain numbers as floats (replicas with 1 and 0.1 must have one structure), finite and not negative."""
+    if isinstance(value, bool | str) or value is None:
+        raise InvalidInput(key, value, "a finite number >= 0")
+    if not isinstance(value, int | float):
+        return value  # an array: of replicas, or traced
+    if not 0 <= value < float("inf"):
+        raise InvalidInput(key, value, "a finite number >= 0")
+    return float(value)
+
+
+class Optimizer(_Recipe):
     """A local optimizer, kept as its recipe so that its numbers are hyper-parameters like any other.
 
     The numeric arguments are pytree leaves: replicas may differ in them, and they can be differentiated. An optax
@@ -21,10 +146,17 @@ class Optimizer:
     Args:
         kind: name of a function of optax, or an ``optax.GradientTransformation``.
         **arguments: passed to the function. ``learning_rate=None`` (the default where the function takes one) asks the
-            algorithm for its theory's step size.
+            algorithm for its theory's step size. Three are ours:
+
+            - ``weight_decay``: where the function takes none itself, ``weight_decay * x`` is added to the gradient before
+              anything else, so with momentum it is inside the buffer (as in PyTorch's SGD). Else it is the function's own.
+            - ``decay``: what it acts on, "all" or "matrices" (arrays of two and more axes: no biases, no norms); by
+              default what the function does. Where ``decay`` is a number of the function's own, as for "rmsprop", that
+              remains: only these words are ours.
+            - ``schedule``: a :class:`Schedule`, or its table: multiplies the learning rate.
 
     Raises:
-        InvalidInput: no such optax function or argument.
+        InvalidInput: no such optax function or argument; values out of range; ``decay`` without weight decay.
 
     Example:
         >>> Optimizer("sgd", learning_rate=0.1, momentum=0.9)
@@ -38,22 +170,21 @@ class Optimizer:
                 raise InvalidInput("optimizer.kind", kind, "an optax optimizer", suggest(kind, _names()))
             accepted = inspect.signature(function).parameters
             for name in arguments:
-                if name not in accepted:
+                if name not in (*accepted, *OURS):
                     raise InvalidInput(
                         f"optimizer.{name}",
                         arguments[name],
                         f"arguments of optax.{kind}",
-                        suggest(name, accepted),
+                        suggest(name, {*accepted, *OURS}),
                     )
             if "learning_rate" in accepted:
                 arguments = {"learning_rate": None, **arguments}
-            rate = arguments.get("learning_rate")
-            if isinstance(rate, int | float) and not (rate >= 0 and rate < float("inf")):
-                raise InvalidInput("optimizer.learning_rate", rate, "a finite number >= 0")
-            # A whole number is still a step size: replicas with 1 and 0.1 must have one structure.
-            arguments = {
-                k: float(v) if type(v) is int and k == "learning_rate" else v for k, v in arguments.items()
-            }
+            for name in ("learning_rate", "weight_decay"):
+                if arguments.get(name) is not None:
+                    arguments[name] = _number(f"optimizer.{name}", arguments[name])
+            if arguments.get("schedule") is not None:
+                arguments["schedule"] = _as_schedule(arguments["schedule"])
+            _check_decay(kind, arguments, accepted)
         elif arguments:
             raise InvalidInput(
                 "optimizer", sorted(arguments), "no arguments beside a finished transformation"
@@ -71,25 +202,59 @@ class Optimizer:
         """The optax transformation; its numbers may be traced."""
         if not isinstance(self.kind, str):
             return self.kind
-        return getattr(optax, self.kind)(**self.arguments)
+        arguments, function = dict(self.arguments), getattr(optax, self.kind)
+        accepted = inspect.signature(function).parameters
+        schedule = arguments.pop("schedule", None)
+        if schedule is not None:
+            rate = arguments["learning_rate"]
+            arguments["learning_rate"] = lambda count: rate * schedule(count)
+        mask = None
+        if isinstance(arguments.get("decay"), str):
+            mask = _matrices if arguments.pop("decay") == "matrices" else None
+        if "weight_decay" in accepted:
+            own = {} if mask is None else {str(_mask_name(accepted)): mask}
+            return function(**arguments, **own)
+        weight_decay = arguments.pop("weight_decay", None)
+        if weight_decay is None:
+            return function(**arguments)
+        return optax.chain(optax.add_decayed_weights(weight_decay, mask), function(**arguments))
 
     def descend(self, params: Any, gradient: Any, state: Any) -> tuple[Any, Any]:
         """``(params, state)`` after one step of ``params`` along ``gradient``."""
         step, state = self.transformation().update(gradient, state, params)
         return optax.apply_updates(params, step), state
 
-    def as_dict(self) -> dict[str, Any]:
-        """The spec table that makes this optimizer."""
-        return {"kind": self.kind if isinstance(self.kind, str) else repr(self.kind), **self.arguments}
 
-    def __repr__(self) -> str:
-        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
-        return f"Optimizer({self.kind!r}{arguments})"
+OURS = ("weight_decay", "decay", "schedule")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Optimizer) and (self.kind, self.arguments) == (other.kind, other.arguments)
 
-    __hash__ = None  # type: ignore[assignment]  # arguments may be arrays
+def _mask_name(accepted: Mapping[str, Any]) -> str | None:
+    """What the optax function calls the mask of its weight decay."""
+    return next((name for name in ("mask", "weight_decay_mask") if name in accepted), None)
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
+
+
+def _check_decay(kind: str, arguments: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
+    decay = arguments.get("decay")
+    if decay is None or ("decay" in accepted and not isinstance(decay, str)):
+        return
+    check_choice("optimizer.decay", decay, DECAYS)
+    if "weight_decay" not in accepted and arguments.get("weight_decay") is None:
+        raise InvalidInput("optimizer.decay", decay, f"nothing for {kind} without weight_decay")
+    if decay == "matrices" and "weight_decay" in accepted and _mask_name(accepted) is None:
+        raise InvalidInput("optimizer.decay", decay, f'"all" for {kind}', f"optax.{kind} has no mask.")
+
+
+def _as_schedule(value: Any) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidInput("optimizer.schedule", value, "a Schedule, or a table with kind")
+    table = dict(value)
+    return Schedule(table.pop("kind", None), **table)
 
 
 def as_optimizer(value: Any) -> Optimizer:
@@ -131,25 +296,23 @@ def _names() -> list[str]:
     ]
 
 
-def _flatten(optimizer: Optimizer):
+def _flatten(recipe: _Recipe):
     numbers = {
         k: v
-        for k, v in optimizer.arguments.items()
-        if not isinstance(v, str | bool | int | None) and not callable(v)
+        for k, v in recipe.arguments.items()
+        if isinstance(v, _Recipe) or not (isinstance(v, str | bool | int | tuple | None) or callable(v))
     }
-    rest = tuple((k, v) for k, v in optimizer.arguments.items() if k not in numbers)
-    return [(jax.tree_util.GetAttrKey(k), v) for k, v in numbers.items()], (
-        optimizer.kind,
-        tuple(numbers),
-        rest,
-    )
+    rest = tuple((k, v) for k, v in recipe.arguments.items() if k not in numbers)
+    children = [(jax.tree_util.GetAttrKey(k), v) for k, v in numbers.items()]
+    return children, (recipe.kind, tuple(numbers), rest)
 
 
-def _unflatten(recipe, children) -> Optimizer:
-    kind, names, rest = recipe
-    optimizer = object.__new__(Optimizer)
-    optimizer.kind, optimizer.arguments = kind, {**dict(rest), **dict(zip(names, children, strict=True))}
-    return optimizer
+for _class in (Optimizer, Schedule):
 
+    def _unflatten(aux, children, cls=_class):
+        kind, names, rest = aux
+        recipe = object.__new__(cls)
+        recipe.kind, recipe.arguments = kind, {**dict(rest), **dict(zip(names, children, strict=True))}
+        return recipe
 
-jax.tree_util.register_pytree_with_keys(Optimizer, _flatten, _unflatten)
+    jax.tree_util.register_pytree_with_keys(_class, _flatten, _unflatten)
