@@ -3,16 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FIGURES_ARGS ?=
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 CHECKED := decentral tests benchmarks
 
+# NumPy's BLAS threads beside XLA's get in each other's way; what loads NumPy before the tests' own setting needs it here.
+export OPENBLAS_NUM_THREADS ?= 1
+export OMP_NUM_THREADS ?= 1
 # Without .pyc files every import of JAX costs a second more.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all bench lint format hooks clean
+.PHONY: help install demo figures test test-all bench lint format hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +35,9 @@ install: $(VENV)/.installed-test ## make .venv with the package (editable) and w
 
 demo: $(VENV)/.installed-test ## run the packaged quickstart: prints a table and the path of a plot
 	$(BIN)/decentral run quickstart
+
+figures: $(VENV)/.installed-test ## run the papers' experiments that are missing, draw their figures, check their claims
+	$(BIN)/decentral figures $(FIGURES_ARGS)
 
 test: $(VENV)/.installed-test ## the test suite, without the slow tests
 	$(PYTEST) -m "not slow" --numprocesses 2 $(PYTEST_ARGS)

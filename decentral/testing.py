@@ -24,6 +24,9 @@ __all__ = ["AlgorithmCheckFailed", "check_algorithm"]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 """Rounding: the largest difference allowed, relative to the largest number of the state (or parameters, or message)."""
 
+ATOMIC = ("exchange", "dual_exchange")
+"""Meetings at Poisson clocks."""
+
 EVENTS = 300
 """Expected events of the runs the executors are compared on."""
 
@@ -207,9 +210,9 @@ class _Bench:
 
     def actor(self, algorithm, state, elapsed_s, worker, key) -> Actor:
         def oracle(params, key, count):
-            return self.problem.gradient(params, self.problem.shards, worker, key, count)
+            return self.problem.oracle(algorithm.oracle)(params, self.problem.shards, worker, key, count)
 
-        return Actor(state, elapsed_s, jnp.uint32(0), algorithm, oracle, key)
+        return Actor(state, elapsed_s, jnp.uint32(0), algorithm, oracle, key, None, worker)
 
 
 def _small_problem(n: int, dtype: str, seed: int) -> Problem:
@@ -225,8 +228,12 @@ def _small_problem(n: int, dtype: str, seed: int) -> Problem:
         away = ((params[name] - sample[name]) ** 2 for name in ("matrix", "vector"))
         return sample["curvature"] / 2 * sum(jnp.sum(square) for square in away)
 
+    def dual(y, shard):
+        sample = jax.tree.map(lambda leaf: leaf[0], shard["samples"])
+        return {name: sample[name] + y[name] / sample["curvature"] for name in ("matrix", "vector")}
+
     start = {"matrix": np.zeros((3, 2)), "vector": np.zeros(2)}
-    problem = from_loss(loss, start, data, mu=1.0, L=2.0, dtype=dtype)
+    problem = from_loss(loss, start, data, mu=1.0, L=2.0, dual=dual, dtype=dtype)
     return dataclasses.replace(problem, convex=False)  # no run here needs the optimum
 
 
@@ -330,9 +337,7 @@ def _resolve(
     if meeting not in demand.meetings:
         raise _Failed(f"it cannot meet by {meeting!r}: demand names {demand.meetings}")
     demand = dataclasses.replace(demand, meetings=(meeting,))
-    network = (
-        Poisson().network(topology, demand) if meeting == "exchange" else Network(topology, demand=demand)
-    )
+    network = Poisson().network(topology, demand) if meeting in ATOMIC else Network(topology, demand=demand)
     resolved = algorithm.resolve(problem, network)
     if type(resolved) is not type(algorithm):
         raise _Failed(f"returns {resolved!r}; it must return a {type(algorithm).__name__}")
@@ -531,7 +536,7 @@ def _check_replicas(bench: _Bench) -> None:
 
 def _timeline(bench: _Bench, seed: int, *, slow: bool) -> Trace:
     """Gradients and meetings at random; with ``slow`` they take time where they can."""
-    if bench.meeting == "exchange" and not slow:
+    if bench.meeting in ATOMIC and not slow:
         rate = bench.topology.n * bench.network.gradients_per_s + bench.topology.total_rate
         return Poisson().timeline(bench.network, Time(EVENTS / rate), seed)
     rng, n = np.random.default_rng(seed), bench.problem.n_workers
@@ -555,7 +560,7 @@ def _timeline(bench: _Bench, seed: int, *, slow: bool) -> Trace:
 
     def meets() -> None:
         i, j = rng.permutation(edges[rng.integers(len(edges))]).tolist()
-        if bench.meeting in ("exchange", "pairs"):
+        if bench.meeting in (*ATOMIC, "pairs"):
             a, b = new("pair"), new("pair")
             events.append(("exchange_start", i, j, a, b))
             under_way.extend((("exchange_commit", i, a), ("exchange_commit", j, b)))

@@ -4,17 +4,23 @@ import pytest
 
 import decentral
 from decentral.algorithm import (
+    ADOM,
     ADPSGD,
     ALGORITHMS,
     CHOCO,
+    D2,
     DADAO,
     DPSGD,
+    EXTRA,
+    MSDA,
     SGD,
     SGP,
     A2CiD2,
+    Continuized,
     DiLoCo,
     EventTriggered,
     Gossip,
+    GradientTracking,
     LocalSGD,
     NoLoCo,
 )
@@ -37,6 +43,12 @@ INSTANCES = {
     "noloco": NoLoCo(optimizer=MOMENTUM, local_steps=3),
     "choco": CHOCO(optimizer=MOMENTUM, compressor={"kind": "top_k", "fraction": 0.4}),
     "event_triggered": EventTriggered(optimizer=MOMENTUM, gamma=0.3, threshold=0.3, decay=0.1),
+    "msda": MSDA(),
+    "adom": ADOM(multi_consensus=True),
+    "continuized": Continuized(),
+    "extra": EXTRA(),
+    "d2": D2(),
+    "gradient_tracking": GradientTracking(learning_rate=0.05),
 }
 """Representative arguments for every algorithm of the registry."""
 MORE = {
@@ -51,6 +63,7 @@ MORE = {
     "choco random": (CHOCO(optimizer=MOMENTUM, compressor="random_k", gamma=0.1), None),
     "choco sign": (CHOCO(optimizer=MOMENTUM, compressor="sign", gamma=0.1), None),
     "event-triggered int8": (EventTriggered(optimizer=ADAM, gamma=0.1, compressor="int8"), None),
+    "adom one mixing": (ADOM(), None),
     "noloco exchange": (NoLoCo(optimizer=ADAM), "exchange"),
 }
 """Other arguments and meetings, in float32 and float64."""

@@ -409,7 +409,10 @@ def test_event_triggered_sends_less_and_counts_what_it_sent(executor):
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", sorted(set(ALGORITHMS) - {"gossip", "a2cid2", "dadao"}))
+THEORY = {"gossip", "a2cid2", "dadao", "msda", "adom", "continuized", "extra", "d2", "gradient_tracking"}
+
+
+@pytest.mark.parametrize("kind", sorted(set(ALGORITHMS) - THEORY))
 def test_a_learning_rate_without_a_theory_is_asked_for(kind):
     algorithm = ALGORITHMS[kind](**({"gamma": 0.1} if kind in ("choco", "event_triggered") else {}))
     with pytest.raises(InvalidInput, match=r"optimizer.learning_rate: got None.*set one"):

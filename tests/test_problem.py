@@ -45,6 +45,7 @@ WITH_HESSIAN = [
     *("quadratic", "least_squares", "logistic", "softmax"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("breast_cancer", "digits")),
 ]
+# the convex problems; tests/test_neural.py has the networks
 SMALL = {
     "quadratic": {"d": 4},
     "least_squares": {"d": 4, "samples_per_worker": 12},
@@ -108,7 +109,7 @@ def mlp_loss(params, sample):
 # ---------------------------------------------------------------------------------------------- gradients and losses
 
 
-@pytest.mark.parametrize("name", [*PROBLEMS, "mlp"])
+@pytest.mark.parametrize("name", [*SMALL, "mlp"])
 def test_full_gradient_is_the_slope_of_the_loss(name):
     problem = build(name)
     x, shard = somewhere(problem), row(problem, 1)
@@ -120,7 +121,7 @@ def test_full_gradient_is_the_slope_of_the_loss(name):
     np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", SMALL)
 def test_without_noise_the_gradient_is_the_full_one_of_the_right_worker(name):
     problem = small(name)
     x = somewhere(problem)
@@ -199,7 +200,7 @@ def test_softmax_of_two_classes_is_logistic_regression():
     assert jax.jit(softmax.evaluate)(both, softmax.held_out)["accuracy"] == pytest.approx(right)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", SMALL)
 def test_no_implicit_promotion_and_the_dtype_asked_for(name):
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         for dtype in ("float32", "float64"):
@@ -586,7 +587,7 @@ def test_softmax_reads_digits():
 # ------------------------------------------------------------------------------------------------ seeds and determinism
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", SMALL)
 def test_same_seed_same_data_other_seed_other_data(name):
     first, again, other = (jax.tree.leaves(small(name, seed=seed).shards) for seed in (4, 4, 5))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -613,7 +614,7 @@ def test_the_data_do_not_depend_on_how_they_are_used(options):
 
 
 def test_float32_data_are_the_float64_data_rounded():
-    for name in PROBLEMS:
+    for name in SMALL:
         single, double = (small(name, dtype=dtype) for dtype in ("float32", "float64"))
         for a, b in zip(jax.tree.leaves(single.shards), jax.tree.leaves(double.shards), strict=True):
             np.testing.assert_array_equal(a, np.asarray(b).astype(a.dtype))

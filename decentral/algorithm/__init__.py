@@ -1,16 +1,22 @@
 """The algorithms, one file each: pure functions over one worker's state."""
 
 from decentral.algorithm.a2cid2 import A2CiD2, A2CiD2State
+from decentral.algorithm.adom import ADOM, ADOMState
 from decentral.algorithm.adpsgd import ADPSGD, ADPSGDState
 from decentral.algorithm.base import Algorithm, pytree, static
 from decentral.algorithm.choco import CHOCO, CHOCOState
 from decentral.algorithm.compression import COMPRESSORS, Compressor
+from decentral.algorithm.continuized import Continuized, ContinuizedState
+from decentral.algorithm.d2 import D2, D2State
 from decentral.algorithm.dadao import DADAO, DADAOState
 from decentral.algorithm.diloco import DiLoCo, DiLoCoState
 from decentral.algorithm.dpsgd import DPSGD, DPSGDState
 from decentral.algorithm.event_triggered import EventTriggered, EventTriggeredState
+from decentral.algorithm.extra import EXTRA, EXTRAState
 from decentral.algorithm.gossip import Gossip, GossipState
+from decentral.algorithm.gradient_tracking import GradientTracking, GradientTrackingState
 from decentral.algorithm.local_sgd import LocalSGD, LocalSGDState
+from decentral.algorithm.msda import MSDA, MSDAState
 from decentral.algorithm.noloco import NoLoCo, NoLoCoState
 from decentral.algorithm.optimizer import Optimizer
 from decentral.algorithm.sgd import SGD, SGDState
@@ -29,34 +35,52 @@ ALGORITHMS = {
     "noloco": NoLoCo,
     "choco": CHOCO,
     "event_triggered": EventTriggered,
+    "msda": MSDA,
+    "adom": ADOM,
+    "continuized": Continuized,
+    "extra": EXTRA,
+    "d2": D2,
+    "gradient_tracking": GradientTracking,
 }
 """Every shipped algorithm by the name a spec uses; the conformance battery runs on all of them."""
 
 __all__ = [
+    "ADOM",
     "ADPSGD",
     "ALGORITHMS",
     "CHOCO",
     "COMPRESSORS",
+    "D2",
     "DADAO",
     "DPSGD",
+    "EXTRA",
+    "MSDA",
     "SGD",
     "SGP",
     "A2CiD2",
     "A2CiD2State",
+    "ADOMState",
     "ADPSGDState",
     "Algorithm",
     "CHOCOState",
     "Compressor",
+    "Continuized",
+    "ContinuizedState",
+    "D2State",
     "DADAOState",
     "DPSGDState",
     "DiLoCo",
     "DiLoCoState",
+    "EXTRAState",
     "EventTriggered",
     "EventTriggeredState",
     "Gossip",
     "GossipState",
+    "GradientTracking",
+    "GradientTrackingState",
     "LocalSGD",
     "LocalSGDState",
+    "MSDAState",
     "NoLoCo",
     "NoLoCoState",
     "Optimizer",

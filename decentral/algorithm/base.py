@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
 from decentral.errors import InvalidInput
 from decentral.protocol.base import Demand, Network
 
 Class = TypeVar("Class", bound=type)
+Own = TypeVar("Own", bound="Algorithm")
 
 
 def static(default: Any = dataclasses.MISSING) -> Any:
@@ -65,6 +68,16 @@ class Algorithm:
         Its own is a running mean of the times between its gradients.
         """
         return "global"
+
+    @property
+    def oracle(self) -> str:
+        """What its gradients are: ``"gradient"``, of f_i, or ``"dual"``, of its conjugate: argmin_x f_i(x) - <y, x>."""
+        return "gradient"
+
+    @property
+    def gradients_per_message(self) -> int:
+        """Gradients that ``message`` takes through ``local``; they are counted with the others."""
+        return 0
 
     @property
     def rescale(self) -> str:
@@ -137,3 +150,56 @@ def known(name: str, value: float | None, source: str) -> float:
     if value is None or not value > 0 or value == float("inf"):
         raise InvalidInput(name, value, f"a finite number > 0, given explicitly or known from {source}")
     return float(value)
+
+
+def fill(algorithm: Own, **constants: Any) -> Own:
+    """A copy with every field that is ``None`` replaced by its constant."""
+    open_ = {name: value for name, value in constants.items() if getattr(algorithm, name) is None}
+    return dataclasses.replace(algorithm, **open_)  # type: ignore[type-var]
+
+
+def require(algorithm: Own, names: Sequence[str]) -> Own:
+    """The algorithm, if all these fields are given.
+
+    Raises:
+        InvalidInput: one is not, and there is no network to compute it from.
+    """
+    for name in names:
+        if getattr(algorithm, name) is None:
+            raise InvalidInput(name, None, "a number, or a network to compute it from")
+    return algorithm
+
+
+def convex_constants(algorithm: Any, problem: Any) -> tuple[float, float]:
+    """``(mu, L)`` of every f_i: the algorithm's own, or the problem's, times ``mu_factor`` and ``L_factor`` where it has them.
+
+    Raises:
+        InvalidInput: one is missing, or ``mu > L``.
+    """
+    mu, smooth = (
+        known(name, getattr(problem, name, None) if own is None else own, f"the problem ({what})")
+        for name, own, what in (("mu", algorithm.mu, "strongly convex"), ("L", algorithm.L, "smooth"))
+    )
+    mu, smooth = mu * getattr(algorithm, "mu_factor", 1.0), smooth * getattr(algorithm, "L_factor", 1.0)
+    if mu > smooth * (1 + 1e-12):
+        raise InvalidInput("mu", mu, f"at most L = {smooth}")
+    return mu, smooth
+
+
+def require_dual(algorithm: Algorithm, problem: Any) -> None:
+    """Refuse a problem without a dual oracle.
+
+    Raises:
+        InvalidInput: the problem has none.
+    """
+    if problem is not None and not problem.has_dual:
+        name = type(algorithm).__name__
+        raise InvalidInput(
+            "problem.kind", problem.name, f"one with a dual oracle for {name}",
+            "quadratic and least_squares have one (strongly convex); from_loss takes dual=.",
+        )  # fmt: skip
+
+
+def choose(condition: Any, chosen: Any, other: Any) -> Any:
+    """``jnp.where`` on every leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)

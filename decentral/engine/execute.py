@@ -73,19 +73,21 @@ class Program:
 
     def actor(self, context: Context, state, worker, elapsed, count) -> Actor:
         """The operand of one event."""
+        algorithm = self.algorithm_of(context, context.replica_of[worker])
+        gradient = self.problem.oracle(algorithm.oracle)
 
         def oracle(params, key, number):
-            slope = self.problem.gradient(params, context.shards, context.shard_of[worker], key, number)
+            slope = gradient(params, context.shards, context.shard_of[worker], key, number)
             if context.gradient_scale is None:
                 return slope
             scale = context.gradient_scale[worker]
             return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), slope)
 
-        algorithm = self.algorithm_of(context, context.replica_of[worker])
+        number = worker - context.replica_of[worker] * self.n_workers
         start = None
         if context.start is not None:
             start = jax.tree.map(lambda leaf: leaf[worker], context.start)
-        return Actor(state, elapsed, count, algorithm, oracle, context.keys[worker], start)
+        return Actor(state, elapsed, count, algorithm, oracle, context.keys[worker], start, number)
 
     def apply(self, op: Op, context: Context, states: tuple, operands, elapsed, count) -> tuple:
         """One event: the new value of every operand that is written, None for the others."""
@@ -231,7 +233,7 @@ def _step(program: Program, states, group: dict, context: Context):
         def members(point):
             def one(worker, number):
                 actor = program.actor(context, None, worker, elapsed[0], number)
-                return actor.oracle(point, actor.draw(Draw.GRADIENT), number)
+                return actor.oracle(point, actor.stream(Draw.GRADIENT), number)
 
             return jax.vmap(one)(workers, entry_count)
 

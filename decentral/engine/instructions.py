@@ -32,9 +32,10 @@ class Actor(NamedTuple):
         elapsed: time since the element was last written, in the unit of ``flow``.
         count: earlier events of this op on this element; keys the draws.
         algorithm: the algorithm with the hyper-parameters of the worker's replica.
-        oracle: ``oracle(params, key, count) -> gradient`` of the worker's own objective.
+        oracle: ``oracle(params, key, count) -> gradient`` of the worker's own objective; ``key`` is a ``stream``.
         key: the worker's key, from (its replica's seed, its number inside the replica).
         start: the state the worker started from, where the program resets workers.
+        number: the worker's number inside its replica.
     """
 
     state: Any
@@ -44,10 +45,15 @@ class Actor(NamedTuple):
     oracle: Callable
     key: jax.Array
     start: Any = None
+    number: Any = 0
+
+    def stream(self, purpose: Draw) -> jax.Array:
+        """The key of all the worker's draws for one purpose."""
+        return jax.random.fold_in(self.key, int(purpose))
 
     def draw(self, purpose: Draw) -> jax.Array:
         """The key of this event's draw for one purpose."""
-        return jax.random.fold_in(jax.random.fold_in(self.key, int(purpose)), self.count)
+        return jax.random.fold_in(self.stream(purpose), self.count)
 
 
 class Pair(NamedTuple):
@@ -58,14 +64,19 @@ class Pair(NamedTuple):
 
 
 class Local:
-    """This worker's oracles, for messages that carry more than the state."""
+    """This worker's number and oracles, for messages that carry more than the state.
+
+    Attributes:
+        worker: int32, the worker's number inside its replica.
+    """
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
+        self.worker = jnp.asarray(actor.number, jnp.int32)
 
     def gradient(self, params):
-        """A stochastic gradient of the worker's objective, drawn with this event's message key."""
-        return self._actor.oracle(params, self._actor.draw(Draw.MESSAGE), self._actor.count)
+        """A stochastic gradient of the worker's objective, drawn from the worker's keys for messages."""
+        return self._actor.oracle(params, self._actor.stream(Draw.MESSAGE), self._actor.count)
 
 
 def gradient(worker: Actor) -> tuple[Any]:
@@ -73,7 +84,7 @@ def gradient(worker: Actor) -> tuple[Any]:
     algorithm, state = worker.algorithm, worker.state
     if not algorithm.reads_before_flow:
         state = algorithm.flow(state, worker.elapsed)
-    slope = worker.oracle(algorithm.point(state), worker.draw(Draw.GRADIENT), worker.count)
+    slope = worker.oracle(algorithm.point(state), worker.stream(Draw.GRADIENT), worker.count)
     if algorithm.reads_before_flow:
         state = algorithm.flow(state, worker.elapsed)
     return (algorithm.update(state, slope, worker.draw(Draw.UPDATE)),)
@@ -112,7 +123,7 @@ def gradient_start(worker: Actor, slot: None) -> tuple[None, Any]:
 
 def gradient_commit(worker: Actor, point) -> tuple[Any, None]:
     """The gradient at the point kept when it was started meets the worker's state of now."""
-    slope = worker.oracle(point, worker.draw(Draw.GRADIENT), worker.count)
+    slope = worker.oracle(point, worker.stream(Draw.GRADIENT), worker.count)
     state = worker.algorithm.flow(worker.state, worker.elapsed)
     return worker.algorithm.update(state, slope, worker.draw(Draw.UPDATE)), None
 
@@ -156,7 +167,7 @@ def pull(worker: Actor, server: Actor, slot: None) -> tuple[None, None, Any]:
 
 def evaluate(worker: Actor, point) -> tuple[None, Any]:
     """The worker's gradient at the parameters it took. Takes no time of its own: it is done wherever there is room."""
-    return None, worker.oracle(point, worker.draw(Draw.GRADIENT), worker.count)
+    return None, worker.oracle(point, worker.stream(Draw.GRADIENT), worker.count)
 
 
 def push(worker: Actor, server: Actor, slope) -> tuple[None, Any, None]:

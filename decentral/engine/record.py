@@ -56,7 +56,8 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
     * ``loss``: f at the mean of the (flowed) workers; ``suboptimality``: that minus f(x*);
     * ``loss_workers``, ``loss_worst``: mean and largest f over the recorded workers;
     * for every name the problem evaluates, e.g. ``accuracy``: ``train_accuracy`` and ``test_accuracy`` of the mean of the
-      workers, ``..._workers`` (mean) and ``..._worst`` (smallest; a loss: largest) over the recorded workers;
+      workers, ``..._workers`` (mean) and ``..._worst`` (smallest; a loss: largest) over the recorded workers. Of deep
+      models (``is_deep``) with held-out samples the recorded workers have only the ``test_`` ones;
     * ``finite``: 1.0 while every number of the state is finite.
     """
     problem = program.problem
@@ -79,18 +80,24 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
         if not evaluate:
             return metrics
 
-        def measured(model):
-            values = {"loss": jax.vmap(problem.loss, (None, 0))(model, shards).mean()}
-            scores = {"train": _pooled(problem, model, shards)}
+        def measured(model, of_one):
+            values, scores = {}, {}
+            if not (of_one and problem.is_deep and held_out is not None):
+                values["loss"] = jax.vmap(problem.loss, (None, 0))(model, shards).mean()
+                scores["train"] = _pooled(problem, model, shards)
             if held_out is not None:
                 scores["test"] = problem.evaluate(model, held_out)
             return values | {f"{split}_{name}": v for split, of in scores.items() for name, v in of.items()}
 
         # Workers outside, shards inside: for a linear model both fold into one matrix product. The mean apart: 16 columns
         # are whole vectors of the processor, 17 cost a third more.
-        of_workers = jax.vmap(measured)(jax.tree.map(lambda x: x[recorded], flowed))
-        for name, value in measured(mean).items():
+        # Deep models one by one: their activations do not fold.
+        every = jax.lax.map if problem.is_deep else lambda function, models: jax.vmap(function)(models)
+        of_workers = every(lambda model: measured(model, True), jax.tree.map(lambda x: x[recorded], flowed))
+        for name, value in measured(mean, False).items():
             metrics[name] = value
+            if name not in of_workers:
+                continue
             metrics[f"{name}_workers"] = of_workers[name].mean()
             low = not name.endswith("loss")
             metrics[f"{name}_worst"] = of_workers[name].min() if low else of_workers[name].max()

@@ -116,6 +116,7 @@ def replay(
     network: Network | Sequence[Network] | Topology | None = None,
     record: Record | None = None,
     initial: Any = None,
+    states: Any = None,
     executor: str = "rows",
     name: str | None = None,
     progress: Callable[[Progress], None] | bool = False,
@@ -130,6 +131,8 @@ def replay(
         record: when to record what.
         initial: the starting point, shaped like the parameters (common to all workers) or with a leading axis of
             ``n_workers``; by default the problem's.
+        states: the states to start from instead, with a leading axis of all workers (of all replicas), such as
+            ``Result.final`` of another run.
         executor: ``"rows"`` or ``"eager"`` (one event after another; slow, the oracle of the tests).
         name: the result's name.
         progress: a callback, or True for a progress bar.
@@ -151,6 +154,7 @@ def replay(
         network=network,
         record=record,
         initial=initial,
+        states=states,
         executor=executor,
         name=name,
     )
@@ -169,9 +173,11 @@ def network_of(
     Raises:
         InvalidInput: the protocol does not serve this algorithm.
     """
-    network = protocol.network(topology, algorithm.demand(Network(topology)), cluster)
-    if network.worst is not None:  # other graphs than the topology: how often to exchange follows from those
-        network = protocol.network(topology, algorithm.demand(network), cluster)
+    demand = algorithm.demand(Network(topology))
+    network = protocol.network(topology, demand, cluster)
+    # Other graphs than the topology, or a mixing matrix: how often to meet follows from those.
+    if (network.worst or network.schedule) is not None and (again := algorithm.demand(network)) != demand:
+        network = protocol.network(topology, again, cluster)
     shapes = shapes_of(problem, algorithm.resolve(problem, network))
     sizes = {
         "message_bytes": size_of(shapes.params if shapes.message is None else shapes.message),

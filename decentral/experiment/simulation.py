@@ -83,6 +83,7 @@ class Simulation:
         network: Network | Sequence[Network] | Topology | None = None,
         record: Record | None = None,
         initial: Any = None,
+        states: Any = None,
         executor: str = "rows",
         name: str | None = None,
     ) -> None:
@@ -107,7 +108,7 @@ class Simulation:
         )
         self.trace, self.record, self.executor = trace, record or Record(), executor
         self.name = name or type(self.algorithms[0]).__name__.lower()
-        self.initial = initial
+        self.initial, self.states_given = initial, states
         self.dtype = np.dtype(self.problems[0].dtype)
         self.wall_s: dict[str, float] = dict.fromkeys(("timeline", "plan", "compile", "run", "record"), 0.0)
         self._prepare()
@@ -128,10 +129,12 @@ class Simulation:
         worker = np.arange(trace.total_workers)
         keys = _worker_keys([replica.seed or 0 for replica in trace.replicas], n)
         shards = stack_shards(problems) if self.per_problem else problems[0].shards
+        rows = jax.tree.leaves(problems[0].shards)[0].shape[0]  # one, if all workers have the same data
+        shard_of = np.minimum(worker % n, rows - 1) + (worker // n * rows if self.per_problem else 0)
         self.context = Context(
             stacked,
             jax.tree.map(jnp.asarray, shards),
-            jnp.asarray(worker if self.per_problem else worker % n, jnp.int32),
+            jnp.asarray(shard_of, jnp.int32),
             jnp.asarray(worker // n, jnp.int32),
             keys,
             self._gradient_scale(),
@@ -154,6 +157,8 @@ class Simulation:
             return algorithm.init(params, jax.random.fold_in(key, int(Draw.INITIAL_STATE)))
 
         states = jax.jit(jax.vmap(start))(params, keys[first], self.context.replica_of[first])
+        if self.states_given is not None:
+            states = _like(states, self.states_given)
         if "reset" in occurs:
             self.context = self.context._replace(start=states)
         shapes = shapes_of(self.problems[0], self.algorithms[0])
@@ -411,6 +416,8 @@ class Simulation:
         for name, values in self._counts().items():
             metrics[name] = values[:, :records]
         samples = np.array([problem.samples_per_gradient for problem in self.problems], float)
+        if per_message := self.algorithms[0].gradients_per_message:
+            metrics["gradients"] = metrics["gradients"] + per_message * metrics["messages"]
         metrics["samples"] = metrics["gradients"] * samples[:, None]
         for key in self.recorded[0] if records else ():
             metrics[key] = np.stack([entry[key] for entry in self.recorded], axis=1)
@@ -531,7 +538,7 @@ class Simulation:
         partial = self.result()
         again = Simulation(
             self.trace, self.problems, self.algorithms, network=self.networks, record=self.record,
-            initial=self.initial, executor=self.executor, name=self.name,
+            initial=self.initial, states=self.states_given, executor=self.executor, name=self.name,
         )  # fmt: skip
         again.record = dataclasses.replace(self.record, evaluate=False)
         while len(again.recorded) < barrier:
@@ -605,6 +612,18 @@ def progress_bar(name: str) -> Callable[[Progress], None]:
             bar.close()
 
     return report
+
+
+def _like(states, given):
+    """The states given, as those the algorithm starts with.
+
+    Raises:
+        InvalidInput: another structure or other shapes.
+    """
+    shapes, theirs = (jax.tree.map(jnp.shape, tree) for tree in (states, given))
+    if shapes != theirs:
+        raise InvalidInput("states", theirs, f"the shapes {shapes}")
+    return jax.tree.map(lambda own, value: jnp.asarray(value, own.dtype), states, given)
 
 
 def _magnitude(states) -> np.ndarray:

@@ -9,6 +9,7 @@ from decentral.problem.datasets import breast_cancer, digits
 from decentral.problem.finite_sum import FiniteSum, from_loss
 from decentral.problem.linear import least_squares_from_arrays, logistic_from_arrays, softmax_from_arrays
 from decentral.problem.measure import gradient_noise, heterogeneity
+from decentral.problem.networks import cnn, mlp, moe, transformer
 from decentral.problem.quadratics import Quadratic, noise_table_from_events, quadratic
 from decentral.problem.synthetic import least_squares, logistic
 
@@ -18,6 +19,10 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "logistic": logistic,
     "breast_cancer": breast_cancer,
     "digits": digits,
+    "mlp": mlp,
+    "cnn": cnn,
+    "transformer": transformer,
+    "moe": moe,
 }
 
 __all__ = [
@@ -26,6 +31,7 @@ __all__ = [
     "Problem",
     "Quadratic",
     "breast_cancer",
+    "cnn",
     "digits",
     "from_loss",
     "gradient_noise",
@@ -34,8 +40,11 @@ __all__ = [
     "least_squares_from_arrays",
     "logistic",
     "logistic_from_arrays",
+    "mlp",
+    "moe",
     "noise_table_from_events",
     "quadratic",
     "softmax_from_arrays",
     "stack_shards",
+    "transformer",
 ]

@@ -31,7 +31,7 @@ class Problem(abc.ABC):
         name: a word for tables and file names.
         n_workers: n.
         dtype: NumPy dtype of the parameters.
-        shards: a dict of arrays; the leading axis of every leaf counts the workers.
+        shards: a dict of arrays; the leading axis of every leaf counts the workers, or is 1 where all have the same data.
         held_out: test samples, a pytree whose leading axis counts samples, or None.
         initial_per_worker: True when each worker draws its own starting point, False when all start from the same.
         is_stochastic: whether ``gradient`` differs from ``full_gradient``.
@@ -63,6 +63,11 @@ class Problem(abc.ABC):
     @abc.abstractmethod
     def samples_per_gradient(self) -> float:
         """Samples per gradient, mean over workers."""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether a model's activations take more room than its parameters, so that single models are recorded one by one."""
+        return False
 
     @property
     def gradient_bytes(self) -> float:
@@ -97,9 +102,9 @@ class Problem(abc.ABC):
         Args:
             params: this worker's parameters.
             shards: ``self.shards``, or the stacked shards of several problems of the same kind.
-            worker: int32 row of ``shards``; rows beyond the end are read as the last one (padding).
-            key: typed JAX key of this draw alone.
-            count: how many gradients this worker took before, unsigned (read by recorded noise).
+            worker: int32 row of ``shards``; rows beyond the end are read as the last one (padding, shared data).
+            key: typed JAX key of all this worker's gradients; a draw of its own is ``fold_in(key, count)``.
+            count: how many gradients this worker took before, unsigned.
         """
 
     @abc.abstractmethod
@@ -109,6 +114,24 @@ class Problem(abc.ABC):
     def full_gradient(self, params: PyTree, shard: PyTree) -> PyTree:
         """The exact gradient of f_i at ``params``."""
         return jax.grad(self.loss)(params, shard)
+
+    @property
+    def has_dual(self) -> bool:
+        """Whether ``dual_gradient`` is there."""
+        return False
+
+    def dual_gradient(self, dual: PyTree, shard: PyTree) -> PyTree:
+        r"""The gradient of the conjugate :math:`f_i^*` at ``dual``: argmin_x f_i(x) - <dual, x>, exact.
+
+        Dual methods (MSDA, Continuized) ask for it. Known in closed form for quadratics and least squares.
+        """
+        raise NotImplementedError(f"{self.name} has no dual oracle")
+
+    def oracle(self, kind: str) -> Callable:
+        """``(params, shards, worker, key, count) -> gradient`` of an algorithm's ``oracle``: as ``gradient``, or the dual one."""
+        if kind == "gradient":
+            return self.gradient
+        return lambda dual, shards, worker, key, count: self.dual_gradient(dual, take(shards, worker))
 
     @abc.abstractmethod
     def evaluate(self, params: PyTree, samples: PyTree) -> dict[str, jax.Array]:

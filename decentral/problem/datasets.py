@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from decentral.problem.checks import check_number, random_generator, scikit_datasets
+from decentral.problem import data as sets
+from decentral.problem.checks import random_generator, scikit_datasets
 from decentral.problem.finite_sum import FiniteSum
 from decentral.problem.linear import logistic_from_arrays, softmax_from_arrays
 from decentral.problem.partition import partition as deal
@@ -39,7 +40,7 @@ def breast_cancer(
         initial: "zeros", "common", "per_worker" or an array (31,).
     """
     data = scikit_datasets().load_breast_cancer()
-    train, test = _split(len(data.target), test_fraction, seed)
+    train, test = sets.split(len(data.target), test_fraction, seed)
     mean, deviation = data.data[train].mean(axis=0), data.data[train].std(axis=0)
     features = _with_intercept((data.data - mean) / deviation)
     labels = 2 * data.target - 1
@@ -70,9 +71,7 @@ def digits(
 ) -> FiniteSum:
     """Softmax regression on 1,797 handwritten digits of 8 x 8 pixels: 64 pixels and an intercept, 10 classes.
 
-    The training mean of each pixel is taken off, and all pixels are divided by one number, the training deviation over
-    all pixels: dividing each by its own would blow up pixels that are nearly always white. Data: Alpaydin and Kaynak
-    1998, UCI, CC BY 4.0.
+    Standardised as in ``decentral.problem.data``. Data: Alpaydin and Kaynak 1998, UCI, CC BY 4.0.
 
     Args:
         n: workers.
@@ -85,30 +84,22 @@ def digits(
         dtype: "float32" or "float64" (needs x64).
         initial: "zeros", "common", "per_worker" or an array (65, 10).
     """
-    data = scikit_datasets().load_digits()
-    train, test = _split(len(data.target), test_fraction, seed)
-    centred = data.data - data.data[train].mean(axis=0)
-    features = _with_intercept(centred / centred[train].std())
-    parts = [train[part] for part in _deal(data.target[train], n, partition, alpha, seed)]
+    data = sets.digits(test_fraction=test_fraction, seed=seed)
+    features, test = (
+        _with_intercept(part.reshape(-1, 64)) for part in (data.train_features, data.test_features)
+    )
+    parts = _deal(data.train_labels, n, partition, alpha, seed)
     return softmax_from_arrays(
         [features[part] for part in parts],
-        [data.target[part] for part in parts],
-        classes=10,
+        [data.train_labels[part] for part in parts],
+        classes=data.classes,
         l2=l2,
         batch_size=batch_size,
-        held_out=(features[test], data.target[test]) if len(test) else None,
+        held_out=(test, data.test_labels) if len(test) else None,
         dtype=dtype,
         initial=initial,
         name="digits",
     )
-
-
-def _split(total: int, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random (train, test) indices."""
-    share = check_number("problem.test_fraction", test_fraction, high=1.0)
-    order = random_generator(seed, "test split").permutation(total)
-    n_test = min(round(share * total), total - 1)
-    return order[n_test:], order[:n_test]
 
 
 def _deal(labels: np.ndarray, n: int, kind: str, alpha: float, seed: int) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -13,8 +13,12 @@ import numpy as np
 
 from decentral.errors import InvalidInput
 from decentral.problem.base import Problem, PyTree, pad, take
-from decentral.problem.checks import check_dtype, check_int, check_number
+from decentral.problem.checks import check_choice, check_dtype, check_int, check_number
 from decentral.problem.optimum import LARGEST, newton, objective
+from decentral.problem.sampling import SAMPLINGS, batch_rows
+
+AT_ONCE = 256
+"""Samples that a deep model looks at in one go, gradients of mini-batches apart: their activations stay in cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,18 +26,23 @@ class FiniteSum(Problem):
     """f_i(x) = (1/m_i) sum_j loss(x, sample_ij). Built by ``from_loss`` or a factory.
 
     ``shards`` is {"samples": pytree of arrays (n, m, ...), "count": (n,)}, m the largest m_i; rows beyond a worker's
-    count repeat its last sample and have weight zero.
+    count repeat its last sample and have weight zero. Where all workers have the same data there is one row for all.
 
-    A mini-batch is ``batch_size`` samples of the worker, drawn with replacement with the gradient's key. The draws
-    are the same in float32 and float64, and only the rows drawn are read.
+    A mini-batch is ``batch_size`` samples of the worker, see ``decentral.problem.sampling``. The draws are the same in
+    float32 and float64, and only the rows drawn are read.
 
     Attributes:
         sample_loss: (params, sample) -> scalar, any l2 term inside.
         start: key -> params.
         batch_size: samples per gradient, or None: all of the worker's samples.
-        sample_accuracy: (params, sample) -> whether the prediction is right, 1 or 0; or None.
+        sampling: "replacement" or "shuffle".
+        sharing: n, where the only row of ``shards`` is the data of all n workers; else None.
+        sample_scores: (params, sample) -> {name: score}, what is measured beside the loss, such as "accuracy"; or None.
+        best_loss: mean loss of the best possible predictor on new samples, or None where it is not known.
+        is_deep: a sample's activations take more room than the sample: many are looked at some at a time.
         constants: () -> (mu, L), each a float or None; called once, when first needed.
         convex: the loss is convex, so that Newton finds the optimum.
+        dual: (dual, shard) -> params, the gradient of the conjugate; or None.
     """
 
     name: str
@@ -44,14 +53,19 @@ class FiniteSum(Problem):
     initial_per_worker: bool = False
     batch_size: int | None = None
     held_out: PyTree | None = None
-    sample_accuracy: Callable[[PyTree, PyTree], jax.Array] | None = None
+    sampling: str = "replacement"
+    sharing: int | None = None
+    sample_scores: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None
+    best_loss: float | None = None
+    is_deep: bool = False
     constants: Callable[[], tuple[float | None, float | None]] = lambda: (None, None)
     convex: bool = False
+    dual: Callable[[PyTree, PyTree], PyTree] | None = None
 
     @property
     def n_workers(self) -> int:
         """Number of workers."""
-        return self.shards["count"].shape[0]
+        return self.sharing or self.shards["count"].shape[0]
 
     @property
     def is_stochastic(self) -> bool:
@@ -76,7 +90,7 @@ class FiniteSum(Problem):
 
     def loss(self, params: PyTree, shard: PyTree) -> jax.Array:
         """Mean of the sample losses of this shard."""
-        losses = jax.vmap(self.sample_loss, (None, 0))(params, shard["samples"])
+        losses = self._each(self.sample_loss, params, shard["samples"])
         return jnp.vdot(_weights(losses, shard["count"]), losses) / shard["count"].astype(losses.dtype)
 
     def gradient(
@@ -85,30 +99,49 @@ class FiniteSum(Problem):
         """Gradient of the mean over a mini-batch, or over the whole shard."""
         if self.batch_size is None:
             return self.full_gradient(params, take(shards, worker))
-        own = take(shards["count"], worker)
-        # the dtype is fixed: with the default one, switching x64 on would draw other samples
-        rows = jax.random.randint(key, (self.batch_size,), 0, own, dtype=jnp.int32)
+        rows = batch_rows(self.sampling, self.batch_size, key, count, take(shards["count"], worker))
         batch = jax.tree.map(lambda leaf: leaf.at[worker, rows].get(mode="clip"), shards["samples"])
         return jax.grad(lambda x: jnp.mean(jax.vmap(self.sample_loss, (None, 0))(x, batch)))(params)
 
+    @property
+    def has_dual(self) -> bool:
+        """Whether a ``dual`` was given."""
+        return self.dual is not None
+
+    def dual_gradient(self, dual: PyTree, shard: PyTree) -> PyTree:
+        """The minimiser of f_i(x) - <dual, x>."""
+        return super().dual_gradient(dual, shard) if self.dual is None else self.dual(dual, shard)
+
     def evaluate(self, params: PyTree, samples: PyTree | None) -> dict[str, jax.Array]:
-        """Mean "loss" and "accuracy" (if there is one) over ``samples``."""
+        """Mean "loss" and scores (such as "accuracy") over ``samples``."""
         if samples is None:
             return {}
-        functions = {"loss": self.sample_loss, "accuracy": self.sample_accuracy}
+
+        def values(params: PyTree, sample: PyTree) -> dict[str, jax.Array]:
+            return {"loss": self.sample_loss(params, sample)} | self._scores(params, sample)
+
         return {
-            k: jnp.mean(jax.vmap(f, (None, 0))(params, samples).astype(self.dtype))
-            for k, f in functions.items()
-            if f is not None
+            name: jnp.mean(value.astype(self.dtype))
+            for name, value in self._each(values, params, samples).items()
         }
 
+    def _scores(self, params: PyTree, sample: PyTree) -> dict[str, jax.Array]:
+        return {} if self.sample_scores is None else self.sample_scores(params, sample)
+
+    def _each(self, function: Callable[[PyTree, PyTree], Any], params: PyTree, samples: PyTree) -> Any:
+        """``function(params, sample)`` of all samples."""
+        if self.is_deep:
+            return jax.lax.map(partial(function, params), samples, batch_size=AT_ONCE)
+        return jax.vmap(function, (None, 0))(params, samples)
+
     def train_metrics(self, params: PyTree, shard: PyTree) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """{"accuracy": (right predictions, samples)} of this shard, if there is an accuracy."""
-        if self.sample_accuracy is None:
-            return {}
-        correct = jax.vmap(self.sample_accuracy, (None, 0))(params, shard["samples"]).astype(self.dtype)
-        total = jnp.vdot(_weights(correct, shard["count"]), correct)
-        return {"accuracy": (total, shard["count"].astype(correct.dtype))}
+        """The sum of each score (such as "accuracy") over this shard, and the number of its samples."""
+        number, weight = shard["count"].astype(self.dtype), partial(_weights, count=shard["count"])
+        scores = {
+            name: value.astype(self.dtype)
+            for name, value in self._each(self._scores, params, shard["samples"]).items()
+        }
+        return {name: (jnp.vdot(weight(value), value), number) for name, value in scores.items()}
 
     @cached_property
     def _constants(self) -> tuple[float | None, float | None]:
@@ -141,7 +174,9 @@ class FiniteSum(Problem):
         if sum(leaf.size for leaf in jax.tree.leaves(params)) > LARGEST:
             return None
         start = jax.tree.map(np.zeros_like, params)
-        return newton(self._objective, start, self.shards, np.asarray(weights, np.float64))
+        # Data that all share have one row, whose weight is all of it.
+        weights = np.asarray(weights, np.float64) if self.sharing is None else np.ones(1)
+        return newton(self._objective, start, self.shards, weights)
 
     @cached_property
     def _objective(self) -> Callable:
@@ -163,10 +198,15 @@ def from_loss(
     data: PyTree,
     *,
     batch_size: int | None = None,
+    sampling: str = "replacement",
+    sharing: int | None = None,
     held_out: PyTree | None = None,
     accuracy: Callable[[PyTree, PyTree], jax.Array] | None = None,
+    scores: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None,
+    is_deep: bool = False,
     mu: float | None = None,
     L: float | None = None,
+    dual: Callable[[PyTree, PyTree], PyTree] | None = None,
     dtype: Any = None,
     initial_per_worker: bool = False,
     name: str = "custom",
@@ -178,11 +218,19 @@ def from_loss(
         params: the common starting point, any pytree of floating arrays; or a function key -> params.
         data: a dict or tuple of arrays (n_workers, m, ...), or a *list* with one such pytree of arrays (m_i, ...) per
             worker; a sample is one row of each array.
-        batch_size: samples per gradient, drawn with replacement; None: all of the worker's samples.
+        batch_size: samples per gradient; None: all of the worker's samples.
+        sampling: "replacement": the samples of a batch are drawn with replacement; "shuffle": each worker goes through
+            its samples epoch by epoch, each time in a new random order.
+        sharing: n, if ``data`` is one worker's, and all n workers have the same.
         held_out: test samples, like ``data`` without the worker axis.
         accuracy: (params, sample) -> whether the prediction is right (or any score to be averaged).
+        scores: (params, sample) -> {name: score}, to measure several things, or others.
+        is_deep: a sample's activations take more room than the sample: the models of single workers are then recorded one
+            after the other, and on the held-out samples only where there are some.
         mu: strong convexity of all f_i, if known (0: convex). It declares the loss convex: the optimum is then found.
         L: smoothness of all f_i, if known.
+        dual: (dual, shard) -> the minimiser of f_i(x) - <dual, x>, for dual methods; a shard is one worker's
+            {"samples", "count"}.
         dtype: "float32" or "float64" for parameters and floating data; by default that of ``params``.
         initial_per_worker: when ``params`` is a function: whether each worker draws its own.
         name: for tables and files.
@@ -221,11 +269,15 @@ def from_loss(
         sample_loss=loss,
         start=lambda key: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), drawn(key)),
         initial_per_worker=initial_per_worker,
-        batch_size=check_batch_size(batch_size, shards),
+        batch_size=check_batch_size(batch_size, shards, sampling),
+        sampling=sampling,
+        sharing=_check_sharing(sharing, shards),
         held_out=held_out,
-        sample_accuracy=accuracy,
+        sample_scores=scores or named_accuracy(accuracy),
+        is_deep=is_deep,
         constants=lambda: (mu, L),
         convex=mu is not None,
+        dual=dual,
     )
     sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), shards["samples"])
     for what, function in (("loss", loss), ("accuracy", accuracy)):
@@ -239,16 +291,30 @@ def from_loss(
     return problem
 
 
-def check_batch_size(batch_size: int | None, shards: PyTree) -> int | None:
-    """``batch_size`` if some worker has as many samples; None stays None."""
+def named_accuracy(accuracy: Callable | None) -> Callable | None:
+    """``accuracy`` as the only score."""
+    return None if accuracy is None else lambda params, sample: {"accuracy": accuracy(params, sample)}
+
+
+def _check_sharing(sharing: int | None, shards: PyTree) -> int | None:
+    rows = len(shards["count"])
+    if sharing is not None and check_int("sharing", sharing) and rows != 1:
+        raise InvalidInput("sharing", sharing, f"None for the data of {rows} workers", "Give those of one.")
+    return sharing
+
+
+def check_batch_size(batch_size: int | None, shards: PyTree, sampling: str = "replacement") -> int | None:
+    """``batch_size`` if some worker has as many samples, or all of them to be shuffled; None stays None."""
+    check_choice("problem.sampling", sampling, SAMPLINGS)
     if batch_size is None:
         return None
-    largest = int(np.max(shards["count"]))
-    if check_int("problem.batch_size", batch_size) > largest:
+    which, pick = ("smallest", np.min) if sampling == "shuffle" else ("largest", np.max)
+    most = int(pick(shards["count"]))
+    if check_int("problem.batch_size", batch_size) > most:
         raise InvalidInput(
             "problem.batch_size",
             batch_size,
-            f"1 to {largest}, the largest number of samples of a worker",
+            f"1 to {most}, the {which} number of samples of a worker",
             "Leave it out for full gradients.",
         )
     return batch_size

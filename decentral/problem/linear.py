@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,13 @@ import numpy as np
 from decentral.errors import InvalidInput
 from decentral.problem.base import PyTree, starting_point
 from decentral.problem.checks import check_dtype, check_number
-from decentral.problem.finite_sum import FiniteSum, check_batch_size, check_samples, make_shards
+from decentral.problem.finite_sum import (
+    FiniteSum,
+    check_batch_size,
+    check_samples,
+    make_shards,
+    named_accuracy,
+)
 
 Arrays = np.ndarray | list[np.ndarray]
 
@@ -36,6 +43,14 @@ def _logistic_of_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Ar
 def squared_residual(params: jax.Array, sample: PyTree) -> jax.Array:
     """(a . x - b)^2, without 1/2, as in DADAO's code; ``params`` (d,)."""
     return jnp.square(sample["features"] @ params - sample["target"])
+
+
+def least_squares_dual(dual: jax.Array, shard: PyTree) -> jax.Array:
+    """The minimiser of (1/m) ||D x - b||^2 - <dual, x>: the solution of (2/m) D^T D x = dual + (2/m) D^T b."""
+    features, target = shard["samples"]["features"], shard["samples"]["target"]
+    there = jnp.arange(target.size, dtype=jnp.int32) < shard["count"]  # the others are padding
+    weighted = features.T * (2.0 * there.astype(features.dtype) / shard["count"].astype(features.dtype))
+    return jnp.linalg.solve(weighted @ features, dual + weighted @ target)
 
 
 def logistic_loss(params: jax.Array, sample: PyTree, l2: float) -> jax.Array:
@@ -74,7 +89,8 @@ def least_squares_from_arrays(features: Arrays, targets: Arrays, **options: Any)
         targets: b, shape (n, m), or a list of n arrays (m_i,).
         **options: see ``logistic_from_arrays``, without l2.
     """
-    return _linear(features, targets, squared_residual, None, 2.0, 0.0, **_named("least_squares", options))
+    problem = _linear(features, targets, squared_residual, None, 2.0, 0.0, **_named("least_squares", options))
+    return dataclasses.replace(problem, dual=least_squares_dual)
 
 
 def logistic_from_arrays(features: Arrays, labels: Arrays, *, l2: float = 1.0, **options: Any) -> FiniteSum:
@@ -175,7 +191,7 @@ def _linear(
         initial_per_worker=per_worker,
         batch_size=check_batch_size(batch_size, shards),
         held_out=held_out,
-        sample_accuracy=accuracy,
+        sample_scores=named_accuracy(accuracy),
         constants=constants,
         convex=True,
     )

@@ -37,7 +37,7 @@ def gradient_noise(
         exact = jax.vmap(lambda i: problem.full_gradient(params, take(shards, i)))(chosen)
 
         def squares(draw: jax.Array) -> jax.Array:
-            own = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), draw))(chosen)
+            own = jax.vmap(lambda i: jax.random.fold_in(key, i))(chosen)
             drawn = jax.vmap(problem.gradient, (None, None, 0, 0, None))(params, shards, chosen, own, draw)
             return _sum(jax.tree.map(lambda u, v: jnp.square(u - v).reshape(len(u), -1).sum(1), drawn, exact))
 
@@ -62,10 +62,11 @@ def heterogeneity(problem: Problem, params: PyTree) -> float:
             rest = jax.tree.map(jnp.subtract, gradient, mean)
             return (mean, squares + _sum(jax.tree.map(lambda u, v: jnp.sum(u * v), change, rest))), None
 
-        numbers = jnp.arange(1, problem.n_workers + 1, dtype=jnp.int32)
+        rows = jax.tree.leaves(shards)[0].shape[0]  # one, if all workers have the same data
+        numbers = jnp.arange(1, rows + 1, dtype=jnp.int32)
         start = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), problem.dtype))
         (_, squares), _ = jax.lax.scan(add, start, (numbers, shards))
-        return squares / problem.n_workers
+        return squares / rows
 
     return float(_compiled(problem, "heterogeneity", spread)(params, problem.shards))
 

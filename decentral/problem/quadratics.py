@@ -144,19 +144,29 @@ class Quadratic(Problem):
         matrix, away = shard["matrix"], params - shard["centre"]
         return matrix @ away if matrix.ndim == 2 else matrix * away
 
+    @property
+    def has_dual(self) -> bool:
+        """Where all A_i are positive definite."""
+        return self.mu > 0
+
+    def dual_gradient(self, dual: jax.Array, shard: PyTree) -> jax.Array:
+        """c_i + A_i^-1 y."""
+        matrix = shard["matrix"]
+        step = jnp.linalg.solve(matrix, dual) if matrix.ndim == 2 else dual / matrix
+        return shard["centre"] + step
+
     def gradient(
         self, params: jax.Array, shards: PyTree, worker: jax.Array, key: jax.Array, count: jax.Array
     ) -> jax.Array:
-        """A_i (x - c_i) plus noise, drawn with ``key`` or read from the table at ``count``."""
+        """A_i (x - c_i) plus noise, drawn with ``key`` and ``count`` or read from the table at ``count``."""
         exact = self.full_gradient(params, take({k: shards[k] for k in ("matrix", "centre")}, worker))
         if "noise_table" in shards:
             return exact + shards["noise_table"].at[worker, jnp.asarray(count).astype(jnp.int32)].get(
                 mode="clip"
             )
         if "noise_scale" in shards:
-            return exact + take(shards["noise_scale"], worker) * jax.random.normal(
-                key, exact.shape, exact.dtype
-            )
+            noise = jax.random.normal(jax.random.fold_in(key, count), exact.shape, exact.dtype)
+            return exact + take(shards["noise_scale"], worker) * noise
         return exact
 
     def evaluate(self, params: jax.Array, samples: None) -> dict[str, jax.Array]:

@@ -14,13 +14,14 @@ import numpy as np
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput
 from decentral.timing.cluster import Cluster
-from decentral.topology import DirectedTopology, Topology
+from decentral.topology import SCHEDULES, DirectedTopology, Schedule, Topology
 
 MEETINGS = {
     "exchange": "pairs of neighbours, each with its own message",
     "mix": "all neighbours at once: a weighted mean of their messages",
     "push_sum": "all out-neighbours at once: shares of a sum and of its weight, on a directed graph",
     "average": "all workers at once: the mean of their messages",
+    "dual_exchange": "pairs of neighbours, each with a gradient that it takes at that instant, and at no other time",
     "pairs": "all workers at once, in random pairs: each with its own message",
     "push": "one worker sends, another receives",
     "gradient": "none: one copy of the parameters, to which all workers send gradients",
@@ -38,7 +39,10 @@ class Demand:
         meetings: how its workers may meet, keys of ``MEETINGS``, best first.
         local_steps: gradients between two meetings, where the protocol has rounds and leaves it open.
         fixed_weights: ``mix`` must use the same matrix every time, without losses or crashes: workers keep copies of what their
-            neighbours sent.
+            neighbours sent, or a recursion over steps needs it.
+        exact_rounds: every worker takes ``local_steps`` gradients before every meeting, no more and no fewer, and none meanwhile.
+        mixing: the schedule of ``mix`` where the protocol leaves it open, a key of ``SCHEDULES``.
+        mixings: mixing steps, one after the other, in a meeting by ``mix``.
         reply: whether a worker answers a message with its own (``push``).
         message_bytes: bytes of one message; ``simulate`` fills it in.
         model_bytes: bytes of the parameters, and of a gradient; ``simulate`` fills it in.
@@ -48,6 +52,9 @@ class Demand:
     meetings: tuple[str, ...] = ("exchange", "mix", "push")
     local_steps: int = 1
     fixed_weights: bool = False
+    exact_rounds: bool = False
+    mixing: str = "metropolis"
+    mixings: int = 1
     reply: bool = False
     message_bytes: int = 0
     model_bytes: int = 0
@@ -80,6 +87,7 @@ class Network:
         cluster: compute times, links and failures; None for ideal clocks.
         worst: for a graph that changes, the largest chi_1 and chi_2 of any of its graphs, which are not those of
             ``topology``, its mean.
+        schedule: the mixing matrices, where workers meet by ``mix``.
     """
 
     topology: Topology | DirectedTopology
@@ -88,6 +96,7 @@ class Network:
     demand: Demand = Demand()
     cluster: Cluster | None = None
     worst: tuple[float, float] | None = None
+    schedule: Schedule | None = None
 
     @property
     def clocks(self) -> tuple:
@@ -128,6 +137,15 @@ class Network:
                 "topology", self.topology.name, "an undirected graph for the theory's step sizes", advice
             )
         return self.topology
+
+    @property
+    def gossip_spectrum(self) -> tuple[float, float]:
+        """The smallest positive and the largest eigenvalue of I - W, W the mixing matrix (worst of a schedule's).
+
+        Without a schedule W = I - L / lambda_max(L).
+        """
+        schedule = SCHEDULES["laplacian"](self.undirected) if self.schedule is None else self.schedule
+        return schedule.gossip_spectrum
 
     @property
     def dadao_rate(self) -> float:

@@ -28,7 +28,8 @@ class Poisson:
     links and failures are refused: exchanges of ideal clocks take no time.
 
     Args:
-        gradients_per_s: rate of each worker's gradient clock; 0 for gossip alone. A cluster has its own.
+        gradients_per_s: rate of each worker's gradient clock; 0 for gossip alone. A cluster has its own; algorithms that take
+            their gradients in exchanges (``dual_exchange``) have none.
         exchanges_per_s: exchanges per worker and second (on a cluster: per mean time between two gradients), so that the
             edges tick ``n/2`` times as often in total; by default what the algorithm asks for (gossip and A2CiD2: 1; DADAO:
             sqrt(2 chi_1 chi_2) in total). The total is shared between the edges in proportion to the topology's edge rates.
@@ -74,7 +75,7 @@ class Poisson:
         self, topology: Topology | DirectedTopology, demand: Demand, cluster: Cluster | None = None
     ) -> Network:
         """The topology with its edges ticking at the rates of this run."""
-        demand.choose("poisson", ("exchange",))
+        meeting = demand.choose("poisson", ("exchange", "dual_exchange"))
         if not isinstance(topology, Topology):
             raise InvalidInput("topology", topology.name, "an undirected graph", "Exchanges go both ways.")
         per_worker = demand.exchanges_per_s if self.exchanges_per_s is None else self.exchanges_per_s
@@ -87,6 +88,8 @@ class Poisson:
                 )  # fmt: skip
             rate = cluster.gradient_rate(topology.n)
             unit_s = 1 / rate
+        if meeting == "dual_exchange":
+            rate = 0.0
         worst = None
         if self.schedule is not None:
             schedule = self._graphs(topology)
@@ -116,7 +119,7 @@ class Poisson:
         topology = network.undirected
         workers = np.arange(topology.n)
         rates = np.full(topology.n, network.gradients_per_s)
-        if network.cluster is not None:
+        if network.cluster is not None and network.gradients_per_s:
             rates = network.cluster.speed_of(topology.n, seed) / network.cluster.compute.mean_s
 
         def gradient_ticks(horizon_s: float):

@@ -36,7 +36,7 @@ from decentral.topology import SCHEDULES, DirectedTopology, Schedule, Topology, 
 from decentral.topology.graphs import check_integer, check_number
 
 NEVER = LONGEST_NS
-ON_GRAPH = ("metropolis", "uniform_neighbours", "push_sum", "matchings", "matcha")
+ON_GRAPH = ("metropolis", "uniform_neighbours", "laplacian", "push_sum", "matchings", "matcha")
 """The schedules that mix along the topology's edges; the others make graphs of their own."""
 RANDOM_PAIRS = "random_pairs"
 
@@ -477,6 +477,9 @@ class Rounds:
     (half duplex: both together), and the largest latency of its links. An ``average`` takes what
     :class:`~decentral.protocol.collectives.Collective` says.
 
+    An algorithm may ask for several mixing steps per round (``Demand.mixings``: MSDA, ADOM+). They follow one another, each
+    takes its own time and the next matrix of the schedule; who is in the first is in all of them.
+
     *Faults.* Who is down when a round begins is not in it; who crashes before the others meet is left out of the meeting
     and no longer waited for, and its gradient under way is lost (its earlier ones of the round are not). Left out of
     ``mix``: its weight goes to the receiver's own message (under push-sum it stays with the sender, whose mass would be
@@ -488,7 +491,8 @@ class Rounds:
 
     Args:
         mixing: the schedule, a key of ``SCHEDULES`` or ``"random_pairs"``: a perfect matching per round, drawn (for an odd
-            number of workers one stays alone). Or a :class:`Schedule`. On a directed topology the default is ``"push_sum"``.
+            number of workers one stays alone). Or a :class:`Schedule`. By default what the algorithm asks for
+            (``"metropolis"``), on a directed topology ``"push_sum"``.
         local_steps: gradients per round; by default what the algorithm asks for.
         round_s: seconds to compute per round instead: everyone takes as many gradients as fit, and the one under way is
             thrown away. A worker that fits none takes none, and still meets.
@@ -511,7 +515,7 @@ class Rounds:
         recalled.
     """
 
-    mixing: str | Schedule = "metropolis"
+    mixing: str | Schedule | None = None
     local_steps: int | None = None
     round_s: float | None = None
     barrier: str = "global"
@@ -544,9 +548,9 @@ class Rounds:
             raise InvalidInput("protocol.overlap", True, "false with barrier = 'neighbours'")
         check_collective("protocol.collective", self.collective)
         kinds = (*SCHEDULES, RANDOM_PAIRS)
-        if not isinstance(self.mixing, Schedule) and self.mixing not in kinds:
+        if isinstance(self.mixing, str) and self.mixing not in kinds:
             raise InvalidInput(
-                "protocol.mixing", self.mixing, "a known schedule", suggest(str(self.mixing), kinds)
+                "protocol.mixing", self.mixing, "a known schedule", suggest(self.mixing, kinds)
             )
         allowed = ()
         if isinstance(self.mixing, str) and self.mixing in SCHEDULES:
@@ -569,8 +573,12 @@ class Rounds:
         given["seed"] = self.mixing_seed
         return {name: value for name, value in given.items() if value is not None}
 
-    def schedule(self, topology: Topology | DirectedTopology) -> Schedule | None:
+    def schedule(self, topology: Topology | DirectedTopology, default: str = "metropolis") -> Schedule | None:
         """The mixing matrices in turn; None for random pairs.
+
+        Args:
+            topology: the graph.
+            default: what the algorithm asks for.
 
         Raises:
             InvalidInput: the schedule cannot be made on that topology, or never connects it.
@@ -583,9 +591,10 @@ class Rounds:
             return self.mixing
         if self.mixing == RANDOM_PAIRS:
             return None
+        mixing = default if self.mixing is None else self.mixing
         # A directed topology has one way to mix that needs no other choice.
-        directed = isinstance(topology, DirectedTopology) and self.mixing == "metropolis"
-        return SCHEDULES["push_sum" if directed else self.mixing](topology, **self._arguments)
+        directed = isinstance(topology, DirectedTopology) and mixing == "metropolis"
+        return SCHEDULES["push_sum" if directed else mixing](topology, **self._arguments)
 
     def _meeting(self, demand: Demand, schedule: Schedule | None) -> str:
         offered = ["average", "pairs"]
@@ -597,11 +606,20 @@ class Rounds:
         if demand.fixed_weights and meeting == "mix" and schedule is not None and schedule.period > 1:
             raise InvalidInput(
                 "protocol.mixing", f"{schedule.name}, {schedule.period} matrices in turn", "one matrix for every round",
-                "This algorithm's workers keep copies of what their neighbours sent: mixing = \"metropolis\".",
+                f"This algorithm needs the same weights every time: mixing = {demand.mixing!r}.",
             )  # fmt: skip
-        if self.overlap and (meeting not in ("mix", "push_sum") or self._steps(demand) != 1):
-            got = f"{meeting} after {self._steps(demand)} gradients"
-            advice = "Messages are sent while one gradient is computed at the parameters they carry."
+        if demand.exact_rounds and (
+            self.round_s is not None or self.overlap or self._steps(demand) != demand.local_steps
+        ):
+            got = "overlap" if self.overlap else "round_s" if self.round_s is not None else "local_steps"
+            raise InvalidInput(
+                f"protocol.{got}", getattr(self, got), "nothing for this algorithm",
+                f"Its recursion takes {demand.local_steps} gradient of every worker, then mixes.",
+            )  # fmt: skip
+        once = self._steps(demand) == demand.mixings == 1
+        if self.overlap and (meeting not in ("mix", "push_sum") or not once):
+            got = f"{demand.mixings} {meeting} after {self._steps(demand)} gradients"
+            advice = "Messages are sent once, while one gradient is computed at the parameters they carry."
             raise InvalidInput("protocol.overlap", got, "mix after 1 gradient", advice)
         if self.barrier == "neighbours" and meeting not in ("exchange", "pairs"):
             raise InvalidInput(
@@ -631,7 +649,7 @@ class Rounds:
             InvalidInput: no common way to meet; a schedule that never connects the graph.
         """
         cluster = Cluster() if cluster is None else cluster
-        schedule = self.schedule(topology)
+        schedule = self.schedule(topology, demand.mixing)
         meeting = self._meeting(demand, schedule)
         faults = cluster.faults
         if demand.fixed_weights and (
@@ -639,30 +657,32 @@ class Rounds:
         ):
             raise InvalidInput(
                 "cluster.faults", "losses, crashes or partitions", "none of them for this algorithm",
-                "Its workers keep copies of what their neighbours sent, which would differ.",
+                "It needs the same weights every time.",
             )  # fmt: skip
         demand = dataclasses.replace(demand, meetings=(meeting,))
         n = topology.n
         time_unit_s = 1 / cluster.gradient_rate(n)
-        network = Network(topology, 1 / time_unit_s, time_unit_s, demand, cluster)
+        mixed = schedule if meeting == "mix" else None
+        network = Network(topology, 1 / time_unit_s, time_unit_s, demand, cluster, schedule=mixed)
         if meeting in ("average", "pairs") or schedule is None:
             links, own = n // 2, topology
         elif schedule.symmetric:
             links = sum(len(schedule.pairs(r)) for r in range(schedule.period)) / schedule.period
-            on_graph = isinstance(self.mixing, str) and self.mixing in ON_GRAPH
+            on_graph = self.mixing is None or (isinstance(self.mixing, str) and self.mixing in ON_GRAPH)
             own = topology if on_graph else schedule.union()
         else:
             return network
         if isinstance(own, DirectedTopology):
             return network
         # A round that takes next to no gradients would tick without bound.
-        own = own.with_total_rate(links / self._gradients_per_round(network))
-        return Network(own, 1 / time_unit_s, time_unit_s, demand, cluster)
+        own = own.with_total_rate(links * demand.mixings / self._gradients_per_round(network))
+        return dataclasses.replace(network, topology=own)
 
     def events_per_gradient(self, network: Network) -> float:
         """One (two with overlap) and its share of the meetings."""
-        meeting = self._meeting(network.demand, self.schedule(network.topology))
-        per_round = network.topology.n / 2 if meeting in ("exchange", "pairs") else 1
+        demand = network.demand
+        meeting = self._meeting(demand, self.schedule(network.topology, demand.mixing))
+        per_round = network.topology.n / 2 if meeting in ("exchange", "pairs") else demand.mixings
         gradients = network.topology.n * self._gradients_per_round(network)
         return 1 + self.overlap + per_round / gradients
 
@@ -683,7 +703,8 @@ class _Run:
         self.topology, demand = network.topology, network.demand
         self.crew = Crew(network, seed, horizon_s)
         self.cluster, self.n = self.crew.cluster, self.crew.n
-        self.schedule = protocol.schedule(network.topology)
+        self.schedule = protocol.schedule(network.topology, demand.mixing)
+        self.mixings = demand.mixings
         self.meeting = protocol._meeting(demand, self.schedule)
         if self.meeting == "pairs":
             self.schedule = None
@@ -779,8 +800,10 @@ class _Run:
                 self.events.add(GRADIENT, ends, (who,), took)
                 meet, members = crew.meet(self.n)
                 begin = meet
-                if meet <= crew.horizon_ns and members.any():
-                    begin = self._meet(r, meet, members)
+                for step in range(self.mixings if members.any() else 0):
+                    if begin > crew.horizon_ns:
+                        break
+                    begin = self._meet(r * self.mixings + step, begin, members)
             if begin <= crew.horizon_ns:
                 begin = crew.next_up(begin, self.steps)
             r += 1

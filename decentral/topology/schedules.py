@@ -116,6 +116,25 @@ class Schedule:
             np.all((m.data == 0) | (m.data == 0.5)) and m.sum(axis=1).max() <= 0.5 for m in off
         )
 
+    @cached_property
+    def gossip_spectrum(self) -> tuple[float, float]:
+        """The smallest positive and the largest eigenvalue of I - W, the worst of any round.
+
+        Raises:
+            InvalidInput: a round that is directed, or leaves the graph disconnected.
+        """
+        if not self.symmetric:
+            raise InvalidInput("protocol.mixing", self.name, "a schedule whose rounds are symmetric")
+        gossip = [sp.csr_matrix(sp.identity(self.n) - matrix) for matrix in self.rounds]
+        for k, matrix in enumerate(self.rounds):
+            if connected_components(matrix, directed=False)[0] > 1:
+                got = f"{self.name}, whose round {k} leaves the graph disconnected"
+                raise InvalidInput("protocol.mixing", got, "a schedule that is connected in every round")
+        return (
+            min(map(spectra.second_eigenvalue, gossip)),
+            max(map(spectra.largest_eigenvalue, gossip)),
+        )
+
     def pairs(self, k: int) -> np.ndarray:
         """(P, 2) int64: who exchanges with whom in round k, i < j, sorted.
 
@@ -198,6 +217,14 @@ def metropolis(topology: Topology) -> Schedule:
 def uniform_neighbours(topology: Topology) -> Schedule:
     """The same graph in every round, each neighbour with weight 1/(1 + largest degree): 1/3 each on a ring."""
     return Schedule("uniform_neighbours", _undirected(topology).n, (topology.max_degree(),))
+
+
+def laplacian(topology: Topology) -> Schedule:
+    """The same graph in every round, W = I - L / lambda_max(L), L the Laplacian with weights 1: MSDA's and ADOM+'s."""
+    edges = _undirected(topology).edges[topology.edge_rates > 0]
+    matrix = spectra.weighted_laplacian(topology.n, edges, np.ones(len(edges)))
+    weights = sp.identity(topology.n) - matrix / spectra.largest_eigenvalue(matrix)
+    return Schedule("laplacian", topology.n, (sp.csr_matrix(weights),))
 
 
 def push_sum(topology: DirectedTopology) -> Schedule:
@@ -442,6 +469,7 @@ def from_graphs(
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "metropolis": metropolis,
     "uniform_neighbours": uniform_neighbours,
+    "laplacian": laplacian,
     "push_sum": push_sum,
     "matchings": matchings,
     "one_peer_exponential": one_peer_exponential,

@@ -1,0 +1,371 @@
+"""Neural networks in plain JAX: parameters are pytrees, functions are of one sample and batched with ``jax.vmap``.
+
+Inside ``jax.grad`` of a mean over a batch that is one matrix product per layer for the whole batch. A convolution is a
+product with shifted images side by side: XLA on CPU is several times slower with other convolutions for each worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from decentral.errors import InvalidInput
+from decentral.problem.base import PyTree
+from decentral.problem.checks import check_choice, check_int
+
+INITIALISATIONS: dict[str, Callable[..., Any]] = {
+    "pytorch": lambda: jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    **{
+        name: getattr(jax.nn.initializers, name)
+        for name in (
+            *("he_normal", "he_uniform", "lecun_normal", "lecun_uniform"),
+            *("glorot_normal", "glorot_uniform"),
+        )
+    },
+}
+"""Name -> initialiser of weights. "pytorch", the default of PyTorch's Linear and Conv2d (``kaiming_uniform(a=sqrt(5))``):
+U(-1/sqrt(fan_in), 1/sqrt(fan_in)), biases too (read in PyTorch's documentation of Linear). The others are
+``jax.nn.initializers``, with biases of 0."""
+
+
+class Model(NamedTuple):
+    """A network.
+
+    Attributes:
+        init: key -> params, a pytree of float32 arrays.
+        apply: (params, x) -> scores (logits); x is one sample.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    apply: Callable[[PyTree, jax.Array], jax.Array]
+
+
+class Routing(NamedTuple):
+    """What the routers of a mixture of experts did with one sequence.
+
+    Attributes:
+        chosen: bool ``(blocks, tokens, experts)``.
+        loads: ``(blocks, experts)``, the share of the tokens that went to each expert; a block's sum to ``top_k``.
+        balance: the load-balancing loss, mean over blocks; 1 when loads or probabilities are all alike.
+    """
+
+    chosen: jax.Array
+    loads: jax.Array
+    balance: jax.Array
+
+
+def mlp(inputs: int, hidden: Sequence[int], classes: int, *, initialisation: str = "pytorch") -> Model:
+    """Fully connected layers with ReLU between them.
+
+    inputs x h + h parameters for the first layer of h units and so on: 64-32-10 has 2,410, 784-128-10 has 101,770.
+
+    Args:
+        inputs: features of a sample, which may have any shape.
+        hidden: units of the hidden layers; none: softmax regression.
+        classes: scores.
+        initialisation: one of ``INITIALISATIONS``.
+    """
+    widths = [inputs, *(check_int("problem.hidden", width) for width in hidden), classes]
+    layer = _layers(initialisation)
+
+    def init(key: jax.Array) -> PyTree:
+        keys = jax.random.split(key, len(widths) - 1)
+        return [layer(k, shape) for k, shape in zip(keys, itertools.pairwise(widths), strict=True)]
+
+    def apply(params: PyTree, x: jax.Array) -> jax.Array:
+        x = x.reshape(-1)
+        for weights in params[:-1]:
+            x = jax.nn.relu(_dense(weights, x))
+        return _dense(params[-1], x)
+
+    return Model(jax.jit(init), apply)
+
+
+def cnn(
+    shape: Sequence[int], channels: Sequence[int], classes: int, *, initialisation: str = "pytorch"
+) -> Model:
+    """Convolution of width 3 (zero padding), ReLU and max-pooling by 2, as often as there are channels; then one dense layer.
+
+    In one spatial dimension (signals) or two (images). 3^dimensions x c_in x c_out + c_out parameters for each
+    convolution; channels (16, 32) make 6,090 for 8 x 8 digits, 20,490 for MNIST, 25,578 for CIFAR-10 and 4,842 for MNIST-1D.
+
+    Args:
+        shape: of a sample, spatial axes first and channels last.
+        channels: of each convolution's output.
+        classes: scores.
+        initialisation: one of ``INITIALISATIONS``.
+    """
+    *space, depth = shape
+    channels = [check_int("problem.channels", c) for c in channels]
+    if len(space) not in (1, 2) or min(space) < 2 ** len(channels):
+        raise InvalidInput(
+            "problem.data", f"samples of shape {tuple(shape)}",
+            f"signals or images of at least {2 ** len(channels)} points a side", "Take an MLP, or fewer channels.",
+        )  # fmt: skip
+    kernel = (3,) * len(space)
+    left = 1
+    for side in space:
+        left *= side // 2 ** len(channels)
+    layer = _layers(initialisation)
+
+    def init(key: jax.Array) -> PyTree:
+        keys = jax.random.split(key, len(channels) + 1)
+        pairs = itertools.pairwise([depth, *channels])
+        convolutions = [layer(k, (*kernel, *pair)) for k, pair in zip(keys[:-1], pairs, strict=True)]
+        return [*convolutions, layer(keys[-1], (left * [depth, *channels][-1], classes))]
+
+    def apply(params: PyTree, x: jax.Array) -> jax.Array:
+        for weights in params[:-1]:
+            x = _halved(jax.nn.relu(_convolution(weights, x)))
+        return _dense(params[-1], x.reshape(-1))
+
+    return Model(jax.jit(init), apply)
+
+
+def transformer(
+    vocabulary: int,
+    length: int,
+    *,
+    width: int = 32,
+    heads: int = 2,
+    blocks: int = 2,
+    initialisation: str = "pytorch",
+) -> Model:
+    """A causal transformer (decoder): learned positions, layer norm before attention and before the MLP of 4 x width units.
+
+    12 w^2 + 13 w parameters per block of width w, and 2 V w + V + L w + 2 w for V tokens and L positions: 26,504 for the
+    defaults with 8 tokens and 16 positions. Embeddings are drawn from N(0, 0.02^2), as GPT-2's (recalled).
+
+    Args:
+        vocabulary: V.
+        length: L, most tokens of a sequence.
+        width: w, a multiple of ``heads``.
+        heads: of the attention.
+        blocks: how many.
+        initialisation: of the dense layers, one of ``INITIALISATIONS``.
+    """
+    layer = _layers(initialisation)
+
+    def feed_forward(key: jax.Array) -> PyTree:
+        first, second = jax.random.split(key)
+        return {"in": layer(first, (width, 4 * width)), "out": layer(second, (4 * width, width))}
+
+    def apply_feed_forward(params: PyTree, x: jax.Array) -> tuple[jax.Array, None]:
+        return _dense(params["out"], jax.nn.gelu(_dense(params["in"], x))), None
+
+    init, apply = _decoder(vocabulary, length, width, heads, blocks, layer, feed_forward, apply_feed_forward)
+    return Model(jax.jit(init), lambda params, x: apply(params, x)[0])
+
+
+def moe(  # noqa: D417  the others are the transformer's
+    vocabulary: int,
+    length: int,
+    *,
+    width: int = 32,
+    heads: int = 2,
+    blocks: int = 1,
+    experts: int = 4,
+    top_k: int = 2,
+    expert_width: int = 32,
+    initialisation: str = "pytorch",
+) -> tuple[Model, Callable[[PyTree, jax.Array], tuple[jax.Array, Routing]]]:
+    """The transformer with a mixture of experts in the place of each MLP, and the same network with its routing.
+
+    Each token goes to the ``top_k`` experts of the largest router probabilities, and their outputs are added, weighted
+    with these probabilities (softmax over all experts, not normalised again). No token is dropped. All experts are
+    computed for all tokens, which for tiny ones costs less than sorting the tokens.
+
+    The load-balancing loss is that of Switch transformers (Fedus, Zoph, Shazeer, JMLR 2022), E sum_e f_e P_e with f_e the
+    share of the choices and P_e the mean probability of expert e, here within each sequence (recalled from DeepSeek-V2), so
+    that the objective stays a mean over samples.
+
+    E (2 w h + h + w) + w E parameters instead of 8 w^2 + 5 w in each block, for E experts of h units: 14,024 in all for
+    the defaults with 8 tokens and 16 positions.
+
+    Args:
+        vocabulary, length, width, heads, blocks: as of the transformer.
+        experts: E.
+        top_k: experts of each token, at most E.
+        expert_width: h.
+        initialisation: of the dense layers, one of ``INITIALISATIONS``.
+
+    Returns:
+        The model, and (params, x) -> (scores, Routing).
+    """
+    check_int("problem.expert_width", expert_width)
+    if check_int("problem.top_k", top_k) > check_int("problem.experts", experts):
+        raise InvalidInput("problem.top_k", top_k, f"1 to the {experts} experts")
+    layer = _layers(initialisation)
+
+    def feed_forward(key: jax.Array) -> PyTree:
+        first, second, third = jax.random.split(key, 3)
+        each = jax.vmap(layer, (0, None))
+        return {
+            "router": layer(first, (width, experts))["weight"],
+            "in": each(jax.random.split(second, experts), (width, expert_width)),
+            "out": each(jax.random.split(third, experts), (expert_width, width)),
+        }
+
+    def apply_feed_forward(params: PyTree, x: jax.Array) -> tuple[jax.Array, Routing]:
+        probability = jax.nn.softmax(x @ params["router"])
+        best = jax.lax.top_k(probability, top_k)[1]
+        chosen = jax.nn.one_hot(best, experts, dtype=x.dtype).sum(-2)  # (tokens, experts)
+        loads = chosen.mean(0)
+        balance = experts * jnp.vdot(loads / top_k, probability.mean(0))
+        outputs = jax.vmap(lambda p_in, p_out: _dense(p_out, jax.nn.gelu(_dense(p_in, x))))(
+            params["in"], params["out"]
+        )
+        mixed = jnp.einsum("te,etw->tw", probability * chosen, outputs)
+        return mixed, Routing(chosen > 0, loads, balance)
+
+    init, apply = _decoder(vocabulary, length, width, heads, blocks, layer, feed_forward, apply_feed_forward)
+
+    def routed(params: PyTree, x: jax.Array) -> tuple[jax.Array, Routing]:
+        scores, each = apply(params, x)
+        chosen, loads, balance = (jnp.stack(parts) for parts in zip(*each, strict=True))
+        return scores, Routing(chosen, loads, balance.mean())
+
+    return Model(jax.jit(init), lambda params, x: routed(params, x)[0]), routed
+
+
+# -- losses and scores -------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean softmax cross-entropy in nats; ``scores`` (..., classes), ``labels`` (...), -1 where there is nothing to predict."""
+    # A mask, not an index: the derivative of an index is a scatter, which is slow in XLA on CPU.
+    own = jnp.sum(scores * jax.nn.one_hot(labels, scores.shape[-1], dtype=scores.dtype), axis=-1)
+    return _mean_of_labelled(jax.nn.logsumexp(scores, axis=-1) - own, labels)
+
+
+def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of the labels that have the highest score; shapes as for ``cross_entropy``."""
+    right = jnp.argmax(scores, axis=-1).astype(labels.dtype) == labels
+    return _mean_of_labelled(right.astype(scores.dtype), labels)
+
+
+def _mean_of_labelled(values: jax.Array, labels: jax.Array) -> jax.Array:
+    if labels.ndim == 0:
+        return values
+    there = (labels >= 0).astype(values.dtype)
+    return jnp.sum(values * there) / jnp.sum(there)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def _layers(initialisation: str) -> Callable[[jax.Array, tuple[int, ...]], PyTree]:
+    """``layer(key, shape) -> {"weight", "bias"}``; the last axis counts outputs."""
+    draw = INITIALISATIONS[check_choice("problem.initialisation", initialisation, INITIALISATIONS)]()
+
+    def layer(key: jax.Array, shape: tuple[int, ...]) -> PyTree:
+        first, second = jax.random.split(key)
+        weight = draw(first, shape, jnp.float32)
+        bias = jnp.zeros(shape[-1], jnp.float32)
+        if initialisation == "pytorch":
+            limit = (weight.size // shape[-1]) ** -0.5
+            bias = jax.random.uniform(second, bias.shape, jnp.float32, -limit, limit)
+        return {"weight": weight, "bias": bias}
+
+    return layer
+
+
+def _dense(params: PyTree, x: jax.Array) -> jax.Array:
+    return x @ params["weight"] + params["bias"]
+
+
+def _convolution(params: PyTree, x: jax.Array) -> jax.Array:
+    """``x`` (..., c_in) with zeros around it; the kernel (3, ..., c_in, c_out)."""
+    kernel, space = params["weight"], x.shape[:-1]
+    padded = jnp.pad(x, [(1, 1)] * len(space) + [(0, 0)])
+    around = [
+        padded[tuple(slice(s, s + side) for s, side in zip(shift, space, strict=True))]
+        for shift in itertools.product(range(3), repeat=len(space))
+    ]
+    return jnp.concatenate(around, axis=-1) @ kernel.reshape(-1, kernel.shape[-1]) + params["bias"]
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    """Maxima over blocks of two along each spatial axis; an odd last point is left out."""
+    for axis in range(x.ndim - 1):
+        even = jax.lax.slice_in_dim(x, 0, x.shape[axis] // 2 * 2, axis=axis)
+        pairs = even.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
+        x = pairs.max(axis + 1)
+    return x
+
+
+def _decoder(
+    vocabulary: int,
+    length: int,
+    width: int,
+    heads: int,
+    blocks: int,
+    layer: Callable,
+    feed_forward: Callable,
+    apply_feed_forward: Callable,
+) -> tuple[Callable, Callable]:
+    """``(init, apply)`` of a causal transformer; ``apply`` returns scores and what each block's feed-forward part says."""
+    check_int("problem.blocks", blocks)
+    check_int("problem.heads", heads)
+    if check_int("problem.width", width) % heads:
+        raise InvalidInput("problem.width", width, f"a multiple of the {heads} heads")
+
+    def norm() -> PyTree:
+        return {"scale": jnp.ones(width, jnp.float32), "bias": jnp.zeros(width, jnp.float32)}
+
+    def block(key: jax.Array) -> PyTree:
+        keys = jax.random.split(key, 3)
+        return {
+            "norm_1": norm(),
+            "mix": layer(keys[0], (width, 3 * width)),
+            "out": layer(keys[1], (width, width)),
+            "norm_2": norm(),
+            "feed_forward": feed_forward(keys[2]),
+        }
+
+    def init(key: jax.Array) -> PyTree:
+        keys = jax.random.split(key, blocks + 3)
+        return {
+            "tokens": 0.02 * jax.random.normal(keys[0], (vocabulary, width), jnp.float32),
+            "positions": 0.02 * jax.random.normal(keys[1], (length, width), jnp.float32),
+            "blocks": [block(k) for k in keys[3:]],
+            "norm": norm(),
+            "head": layer(keys[2], (width, vocabulary)),
+        }
+
+    def apply(params: PyTree, x: jax.Array) -> tuple[jax.Array, list[Any]]:
+        said = []
+        # A product, not an index, for the same reason as in the loss.
+        h = jax.nn.one_hot(x, vocabulary, dtype=params["tokens"].dtype) @ params["tokens"]
+        h = h + params["positions"][: len(x)]
+        for p in params["blocks"]:
+            h = h + _dense(p["out"], _attention(_dense(p["mix"], _norm(p["norm_1"], h)), heads))
+            change, word = apply_feed_forward(p["feed_forward"], _norm(p["norm_2"], h))
+            h = h + change
+            said.append(word)
+        return _dense(params["head"], _norm(params["norm"], h)), said
+
+    return init, apply
+
+
+def _norm(params: PyTree, x: jax.Array) -> jax.Array:
+    """Layer norm over the last axis, with 1e-5 added to the variance."""
+    away = x - x.mean(-1, keepdims=True)
+    return (
+        away * jax.lax.rsqrt(jnp.square(away).mean(-1, keepdims=True) + 1e-5) * params["scale"]
+        + params["bias"]
+    )
+
+
+def _attention(mixed: jax.Array, heads: int) -> jax.Array:
+    """Causal attention; ``mixed`` (tokens, 3 width) holds queries, keys and values side by side."""
+    tokens = len(mixed)
+    query, key, value = jnp.split(mixed.reshape(tokens, 3 * heads, -1), 3, axis=1)
+    scores = jnp.einsum("qhd,khd->hqk", query, key) * query.shape[-1] ** -0.5
+    past = jnp.tril(jnp.ones((tokens, tokens), bool))
+    weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf))
+    return jnp.einsum("hqk,khd->qhd", weights, value).reshape(tokens, -1)
