@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 import sys
 import warnings
@@ -53,7 +54,7 @@ def compare(options: argparse.Namespace) -> None:
     """Print a table of finished runs."""
     from decentral.experiment.compare import compare as table
 
-    print(table(options.dir, options.format), end="")
+    print(table(options.dir, options.format, hours=options.hours), end="")
 
 
 def topology(options: argparse.Namespace) -> None:
@@ -81,6 +82,8 @@ def topology(options: argparse.Namespace) -> None:
         raise InvalidInput("topology", options.name, "a named graph, or a spec", suggest(options.name, known))
     if options.n is not None:
         arguments["n"] = options.n
+    if options.rates is not None:
+        arguments["rates"] = options.rates
     if "n" not in arguments:
         raise InvalidInput("topology.n", "nothing", "a whole number, at least 2", "How many workers? --n 16")
     if "rate" in arguments:
@@ -88,7 +91,14 @@ def topology(options: argparse.Namespace) -> None:
     if arguments["kind"] in DIRECTED:  # messages, not exchanges: no rates
         summary = named_directed(**arguments).summary()
     else:
-        summary = named(**arguments, rate=options.rate).summary()
+        chosen = named(**arguments, rate=options.rate)
+        summary = chosen.summary()
+        if arguments.get("rates", "uniform") != "uniform":
+            arguments["rates"] = "uniform"
+            uniform = named(**arguments, rate=options.rate)
+            summary |= {"uniform_chi_1": uniform.chi_1, "uniform_chi_2": uniform.chi_2}
+            for key, graph in (("", chosen), ("uniform_", uniform)):
+                summary[f"{key}sqrt_chi_1_chi_2"] = math.sqrt(graph.chi_1 * graph.chi_2)
     if options.json:
         print(json.dumps(summary, indent=2))
         return
@@ -132,6 +142,20 @@ def trace(options: argparse.Namespace) -> None:
             print(plot_gantt(next(iter(traces.values())), options.gantt))
     except OSError as error:
         raise InvalidInput(option, target, "a file that can be written", f"{error}.") from None
+
+
+def figures(options: argparse.Namespace) -> int:
+    """Run the experiments that are missing, draw all figures and write the table of claims."""
+    from pathlib import Path
+
+    from decentral.experiment.figures import RUNS, make_figures
+
+    if options.jobs is not None and options.jobs < 1:
+        raise InvalidInput("--jobs", options.jobs, "an integer >= 1")
+    runs = Path(options.runs) if options.runs else RUNS
+    out = Path(options.out) if options.out else None
+    failed = make_figures(paper=options.paper, smoke=options.smoke, runs=runs, out=out, jobs=options.jobs)
+    return 1 if failed else 0
 
 
 def list_names(options: argparse.Namespace) -> None:
@@ -202,14 +226,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--format", choices=("text", "latex", "csv", "json"), default="text", help="of the table"
     )
+    one.add_argument(
+        "--hours", action="store_true", help="add the hours of wall time (CSV and JSON have them)"
+    )
 
     one = command(topology, "topology", help="constants of a graph: chi_1, chi_2, spectral gap, ...")
     one.add_argument(
         "name", metavar="NAME|SPEC", help="a named graph (decentral list topologies), or a spec file"
     )
     one.add_argument("--n", metavar="N", type=int, help="number of workers")
+    one.add_argument("--rate", metavar="R", type=float, help="exchanges per worker and unit time (default 1)")
     one.add_argument(
-        "--rate", metavar="R", type=float, default=1.0, help="exchanges per worker and unit time (default 1)"
+        "--rates", metavar="WORD", help="how edges share it: uniform, degree, or optimal for chi_1 chi_2"
     )
     overrides(one, "degree=6 (with a spec: topology.degree=6)")
     one.add_argument("--json", action="store_true", help="print JSON")
@@ -225,6 +253,19 @@ def parser() -> argparse.ArgumentParser:
 
     one = command(list_names, "list", help="names a spec can use")
     one.add_argument("what", nargs="?", choices=LISTED, help="all of them by default")
+
+    one = command(
+        figures,
+        "figures",
+        help="run what is missing, draw the papers' figures and check their claims (needs a checkout)",
+    )
+    one.add_argument("--paper", metavar="P", help="only scripts whose name begins so: dadao, a2cid2, ...")
+    one.add_argument("--runs", metavar="DIR", help="the run folders (default: runs/figures)")
+    one.add_argument("--out", metavar="DIR", help="where the figures go (default: beside the run folders)")
+    one.add_argument("--jobs", metavar="N", type=int, help="processes (default: one per core)")
+    one.add_argument(
+        "--smoke", action="store_true", help="the small versions: minutes, and no claim is judged"
+    )
 
     command(doctor, "doctor", help="versions, devices, known faults")
     return top
@@ -277,11 +318,12 @@ def _allow_float64(wanted: bool) -> None:
 
 
 def _report(finished) -> None:
-    from decentral.analysis.tables import comparison_table
-    from decentral.experiment.compare import table_rows
+    from decentral.experiment.compare import compare
 
-    print(comparison_table(table_rows(finished.summary)), end="")
+    print(compare([finished.folder]), end="")
     print(f"\nrun folder  {finished.folder}\nplot        {finished.folder / 'overview.png'}")
+    if (finished.folder / "tuning.png").exists():
+        print(f"tuning      {finished.folder / 'tuning.png'} (the values chosen are in spec.toml)")
     charts = sorted(path.name for path in finished.folder.glob("gantt_*.png"))
     if charts:
         print(

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from decentral.analysis import (
@@ -24,6 +25,7 @@ from decentral.analysis import (
     time_to_target,
     time_to_target_summary,
 )
+from decentral.analysis.plots import WIDTHS_IN, paper_style, styles
 from decentral.errors import InvalidInput
 
 ROOT = Path(__file__).parents[1]
@@ -322,7 +324,7 @@ class TestPlots:
         assert figure.axes[0].get_xlabel() == "gradients"
         assert "Gradients: mean over the seeds." in caption(figure)
 
-    def test_worst_worker_is_dashed(self, tmp_path, monkeypatch):
+    def test_worst_worker_is_thin(self, tmp_path, monkeypatch):
         figures = []
         monkeypatch.setattr(
             "decentral.analysis.plots.save_figure", lambda figure, path: figures.append(figure)
@@ -330,7 +332,9 @@ class TestPlots:
         plot_overview(results(), tmp_path / "a.png", time_label="time (gradients per worker)")
         panels = figures[0].axes
         assert [len(panel.lines) for panel in panels] == [2, 2, 4]
-        assert [line.get_linestyle() for line in panels[2].lines] == ["-", "-", "--", "--"]
+        mean, _, worst, _ = (line.get_linewidth() for line in panels[2].lines)
+        assert [line.get_linewidth() for line in panels[2].lines] == [mean, mean, worst, worst]
+        assert worst < mean / 2
         assert {panel.get_xlabel() for panel in panels} == {"time (gradients per worker)"}
 
     def test_colours(self):
@@ -339,6 +343,44 @@ class TestPlots:
         assert len(set(colours([*"abcdefg", "gossip", "a2cid2", "dadao"]).values())) == 10
         assert len(set(colours(map(str, range(10))).values())) == 10
         assert len(colours(map(str, range(20)))) == 20
+
+    def test_every_shipped_algorithm_has_a_look_of_its_own(self):
+        """And keeps it whoever stands beside it, however it is spelled."""
+        from decentral.algorithm import ALGORITHMS  # JAX, which nothing else here needs
+
+        looks = styles(ALGORITHMS)
+        assert len({(look["color"], str(look["linestyle"])) for look in looks.values()}) == len(ALGORITHMS)
+        for kind, look in looks.items():
+            spelled = kind.replace("_", "-").upper()
+            assert styles([kind])[kind] == styles(["a", "gossip", spelled, "z"])[spelled] == look
+
+    def test_more_algorithms_than_colours(self):
+        many = styles(map(str, range(40)))
+        assert len({(look["color"], str(look["linestyle"])) for look in many.values()}) == 40
+        assert {look["linestyle"] for look in styles(map(str, range(10))).values()} == {"-"}
+
+    @pytest.mark.parametrize("venue", WIDTHS_IN)
+    def test_a_figure_is_as_wide_as_its_column(self, venue, tmp_path):
+        """And its letters are of 7 to 9 points, and TrueType."""
+        for whole_text, width in enumerate(WIDTHS_IN[venue]):
+            size, settings = paper_style(venue, whole_text=bool(whole_text), height=0.5)
+            assert size == (width, width / 2)
+        sizes = [
+            value for key, value in settings.items() if key.endswith(("size", "sizes")) and "minor" not in key
+        ]
+        letters = [value for value in sizes if value != settings["lines.markersize"]]
+        assert min(letters) == 7
+        assert max(letters) == 9
+        with mpl.rc_context(settings):
+            figure = Figure(figsize=size)
+            figure.text(0.5, 0.5, "x")
+            path = save_figure(figure, tmp_path / "a.pdf")
+        assert b"/Type3" not in path.read_bytes()
+        assert f"/MediaBox [ 0 0 {72 * size[0]:g} {72 * size[1]:g} ]".encode() in path.read_bytes()
+
+    def test_a_venue_that_is_not_there(self):
+        with pytest.raises(InvalidInput, match="Did you mean 'icml'"):
+            paper_style("icmll")
 
     def test_bad_input(self, tmp_path):
         with pytest.raises(InvalidInput, match="Did you mean 'suboptimality'"):

@@ -2,13 +2,17 @@
 
 import importlib
 import inspect
+import json
 import re
 import runpy
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import decentral
+from decentral.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,6 +42,38 @@ def test_template_runs(capsys):
     assert "suboptimality after 200 s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_tuning_page_runs(tmp_path, monkeypatch, capsys):
+    """Its spec, its commands and its code, in its own folder."""
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    (spec,), (commands,), (code,) = (
+        re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) for language in ("toml", "sh", "python")
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("step_sizes.toml").write_text(spec)
+    said = []
+    for command in commands.splitlines():
+        assert main(shlex.split(command)[1:]) == 0, command
+        said.append(capsys.readouterr())
+    finished, text, latex = said
+    assert "warning" not in finished.err
+    tuning = json.loads(Path("runs/step_sizes/tuning.json").read_text())
+    assert tuning["seeds"] == [5, 6, 7]
+    chosen = {
+        table["kind"]: table.get("optimizer", {}).get("learning_rate")
+        for table in tomllib.loads(Path("runs/step_sizes/spec.toml").read_text())["algorithm"]
+    }
+    for name in ("gossip", "a2cid2"):
+        assert tuning["algorithms"][name]["chosen"] == {"optimizer.learning_rate": chosen[name]}
+    steps = [line.split()[-1] for line in text.out.splitlines()[2:]]
+    assert steps == ["tuned", "tuned", "theory"]
+    assert finished.out.startswith(text.out)
+    assert r"\toprule" in latex.out
+    assert latex.out.splitlines()[-1].startswith("% compute: ")
+    exec(compile(code, "docs/tuning.md", "exec"), {"__name__": "tuning"})
+    assert Path("figure.pdf").read_bytes()[:4] == b"%PDF"
+
+
 def test_architecture_names_what_is_there():
     text = (ROOT / "docs" / "architecture.md").read_text()
     rooms = {
@@ -52,6 +88,12 @@ def test_architecture_names_what_is_there():
 
 
 PUBLIC = [
+    "ADOM",
+    "Continuized",
+    "D2",
+    "EXTRA",
+    "GradientTracking",
+    "MSDA",
     "A2CiD2",
     "ADPSGD",
     "Algorithm",

@@ -6,7 +6,9 @@ temporary name and renamed, and the same data give the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,8 +56,33 @@ METRICS = {
 # The petroff10 cycle, told apart with any colour vision (Petroff, Accessible color sequences for data visualization,
 # arXiv 2107.02270), the stronger colours first.
 _BLUE, _RED, _PURPLE = "#3f90da", "#bd1f01", "#832db6"
-_OTHERS = ("#e76300", "#ffa90e", "#717581", "#a96b59", "#92dadd", "#b9ac70", "#94a4a2")
-_COLOURS = {"gossip": _BLUE, "a2cid2": _RED, "dadao": _PURPLE}
+_ORANGE, _YELLOW, _SLATE, _BROWN, _SKY, _KHAKI, _GREY = _OTHERS = (
+    "#e76300", "#ffa90e", "#717581", "#a96b59", "#92dadd", "#b9ac70", "#94a4a2"
+)  # fmt: skip
+_DASHED = (0, (4, 1.5))
+_LINES = ("-", _DASHED, (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+"""Solid, dashed, dotted, dash-dotted: ten colours are not enough."""
+_FIXED = {
+    "gossip": (_BLUE, "-"),
+    "a2cid2": (_RED, "-"),
+    "dadao": (_PURPLE, "-"),
+    "sgd": (_SLATE, "-"),
+    "adpsgd": (_ORANGE, "-"),
+    "dpsgd": (_YELLOW, "-"),
+    "localsgd": (_BROWN, "-"),
+    "sgp": (_SKY, "-"),
+    "choco": (_KHAKI, "-"),
+    "diloco": (_GREY, "-"),
+    "noloco": (_PURPLE, _DASHED),
+    "eventtriggered": (_RED, _DASHED),
+    "continuized": (_BLUE, _DASHED),
+    "msda": (_ORANGE, _DASHED),
+    "adom": (_YELLOW, _DASHED),
+    "extra": (_BROWN, _DASHED),
+    "gradienttracking": (_SLATE, _DASHED),
+    "d2": (_KHAKI, _DASHED),
+}
+"""Colour and line of the shipped algorithms, by their names without what is neither a letter nor a digit."""
 
 STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -83,27 +110,92 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "svg.hashsalt": "decentral",
+    # TrueType: conferences refuse Type 3 fonts.
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
 }
 """What all figures of the package look like: matplotlib's settings, for ``matplotlib.rc_context``."""
+
+WIDTHS_IN = {
+    "icml": (3.25, 6.75),
+    "neurips": (5.5, 5.5),
+    "iclr": (5.5, 5.5),
+    "jmlr": (6.0, 6.0),
+    "ieee": (3.5, 7.16),
+}
+"""Venue -> inches of a column and of the whole text (recalled from the venues' LaTeX styles)."""
+
+_THIN = 0.8
 _METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour per algorithm: fixed for the shipped ones, and for another name the same in every figure.
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a line per algorithm, the same in every figure: ``{"color": ..., "linestyle": ...}`` for matplotlib.
 
-    Two other names may want the same colour; then the second one in alphabetical order takes the next free one. There
-    are ten colours; beyond that they repeat.
+    The shipped ones have theirs, however they are spelled (``"d-psgd"`` is ``"dpsgd"``). Another name has a colour of its
+    own, solid, as long as there is one; two of them may want the same, and then the second one in alphabetical order takes
+    the next free one. With more than ten, colours come again with another line.
 
     Args:
         names: the algorithms of one figure.
     """
-    names = set(names)
-    chosen = {name: colour for name, colour in _COLOURS.items() if name in names}
-    for name in sorted(names - set(chosen)):
+    names = sorted(set(names))
+    taken: dict[str, tuple[str, Any]] = {}
+    for name in names:
+        wanted = _FIXED.get(re.sub("[^a-z0-9]", "", name.lower()))
+        if wanted and wanted not in taken.values():
+            taken[name] = wanted
+    for name in names:
+        if name in taken:
+            continue
         start = zlib.crc32(name.encode()) % len(_OTHERS)
-        wheel = (*_OTHERS[start:], *_OTHERS[:start], *_COLOURS.values())
-        chosen[name] = next((colour for colour in wheel if colour not in chosen.values()), wheel[0])
-    return chosen
+        wheel = (*_OTHERS[start:], *_OTHERS[:start], _BLUE, _RED, _PURPLE)
+        looks = [(colour, line) for line in _LINES for colour in wheel]
+        fresh = (look for look in looks if look[0] not in {colour for colour, _ in taken.values()})
+        free = (look for look in looks if look not in taken.values())
+        taken[name] = next(itertools.chain(fresh, free), looks[0])
+    return {name: dict(zip(("color", "linestyle"), taken[name], strict=True)) for name in names}
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """The colours of :func:`styles`: with more than ten algorithms some repeat."""
+    return {name: look["color"] for name, look in styles(names).items()}
+
+
+def paper_style(
+    venue: str, *, whole_text: bool = False, height: float = 0.62
+) -> tuple[tuple[float, float], dict[str, Any]]:
+    """Size and settings of a figure that goes into a paper without being scaled.
+
+    Args:
+        venue: a key of :data:`WIDTHS_IN`.
+        whole_text: as wide as the text, not as one of its columns.
+        height: as a share of the width.
+
+    Returns:
+        ``(figsize, settings)``: inches, and :data:`STYLE` with letters of 7 to 9 points, for ``matplotlib.rc_context``.
+
+    Example:
+        >>> figsize, settings = paper_style("icml")
+        >>> figsize
+        (3.25, 2.015)
+    """
+    if venue not in WIDTHS_IN:
+        raise InvalidInput("venue", venue, "a venue", suggest(venue, WIDTHS_IN))
+    width = WIDTHS_IN[venue][whole_text]
+    settings = STYLE | {
+        "font.size": 8,
+        "axes.titlesize": 9,
+        "axes.labelsize": 8,
+        "axes.titlepad": 5,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "legend.title_fontsize": 8,
+        "lines.linewidth": 1.3,
+        "lines.markersize": 4,
+    }
+    return (width, width * height), settings
 
 
 def plot_metric(
@@ -200,7 +292,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 def _draw(
     results: Results, panels: Sequence[Sequence[str]], x: str, title: str, time_label: str, level: float
 ) -> Figure:
-    """One panel per list of metrics; the first is drawn solid, the second dashed."""
+    """One panel per list of metrics; the lines of the second are thin."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -209,25 +301,23 @@ def _draw(
 
     if x not in AXES:
         raise InvalidInput("x", x, "an axis", suggest(x, AXES))
-    palette = colours(results)
+    looks = styles(results)
     notes: dict[str, None] = {}  # a set that keeps its order
-    if len(results) > len(set(palette.values())):
-        notes["Colours repeat: there are more algorithms than colours."] = None
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.04)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.6 + 3.7 * len(panels), 3.7), layout=layout)
         for axes, metrics in zip(
             figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], panels, strict=True
         ):
-            _panel(axes, results, metrics, x, palette, level, notes)
+            _panel(axes, results, metrics, x, looks, level, notes)
             axes.set_xlabel(time_label if x == "time_s" else AXES[x])
             if x != "time_s":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        handles = [Line2D([], [], color=palette[name], label=name) for name in results]
+        handles = [Line2D([], [], label=name, **looks[name]) for name in results]
         if any(len(metrics) > 1 for metrics in panels):
             handles += [
                 Line2D([], [], color="#262626", label="accuracy of the averaged model"),
-                Line2D([], [], color="#262626", linestyle=(0, (3, 1.5)), label="of the worst worker"),
+                Line2D([], [], color="#262626", linewidth=_THIN, label="of the worst worker"),
             ]
         width = figure.get_figwidth()  # inches; a handle needs about 0.6, a letter 0.08
         widths = [0.6 + 0.08 * len(str(handle.get_label())) for handle in handles]
@@ -260,13 +350,13 @@ def _panel(
     results: Results,
     metrics: Sequence[str],
     x: str,
-    palette: Mapping[str, str],
+    looks: Mapping[str, Mapping[str, Any]],
     level: float,
     notes: dict[str, None],
 ) -> None:
     """Draw the metrics of one panel; what the caption has to say about them goes into ``notes``."""
     there = {metric for values in results.values() for metric in values}
-    curves = []  # (metric, colour, x, mean, half width)
+    curves = []  # (metric, look, x, mean, half width)
     drawn = []  # the values of all seeds
     for metric, (name, values) in ((metric, entry) for metric in metrics for entry in results.items()):
         if metric not in values:
@@ -283,7 +373,7 @@ def _panel(
             notes[f"{AXES[x].capitalize()}: mean over the seeds."] = None
         drawn.append(vertical[:, finite].ravel())
         mean, half_width = mean_interval(vertical[:, finite], level=level)
-        curves.append((metric, palette[name], horizontal[:, finite].mean(axis=0), mean, half_width))
+        curves.append((metric, looks[name], horizontal[:, finite].mean(axis=0), mean, half_width))
     if not curves:
         raise InvalidInput("metric", metrics[0], "a metric that was recorded", suggest(metrics[0], there))
 
@@ -303,19 +393,20 @@ def _panel(
         floor = least * (least / positive.max()) ** 0.05
         if positive.size < values.size:
             notes["Values that are zero or negative are not on a log axis."] = None
-    for metric, colour, horizontal, mean, half_width in curves:
+    for metric, look, horizontal, mean, half_width in curves:
         lower = mean - half_width
         if (lower < floor).any():
             notes["A band that reaches below a log axis is cut there."] = None
-        dashed = metric != metrics[0]
+        second = metric != metrics[0]
+        width: dict[str, Any] = {"linewidth": _THIN} if second else {}
         axes.plot(
             horizontal, np.where(mean > 0, mean, np.nan) if log else mean,
-            color=colour, linestyle=(0, (3, 1.5)) if dashed else "-", marker="o" if mean.size == 1 else None,
+            marker="o" if mean.size == 1 else None, **look, **width,
         )  # fmt: skip
         if not np.isnan(half_width).all():
             axes.fill_between(
                 horizontal, np.maximum(lower, floor), np.maximum(mean + half_width, floor),
-                color=colour, alpha=0.1 if dashed else 0.2, linewidth=0,
+                color=look["color"], alpha=0.1 if second else 0.2, linewidth=0,
             )  # fmt: skip
     if log:
         axes.set_ylim(bottom=floor)

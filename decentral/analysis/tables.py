@@ -1,4 +1,7 @@
-"""Comparison tables: one list of rows, written as text, LaTeX, CSV or JSON. No cell is marked as the best."""
+"""Comparison tables: one list of rows, written as text, LaTeX, CSV or JSON.
+
+No cell is marked as the best but by who makes the rows: a mean with ``"best": True`` is bold in LaTeX.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from decentral.errors import InvalidInput, suggest
 
 Value = str | float | None | Mapping[str, float | None]
-"""A cell: words, a number, ``None`` (not known), or a mean as ``{"mean": ..., "half_width": ...}``."""
+"""A cell: words, a number, ``None`` (not known), or a mean as ``{"mean": ..., "half_width": ...}``, perhaps with
+``"best": True``."""
 Row = dict[str, Value]
 
 
@@ -58,7 +62,8 @@ def comparison_table(summaries: Mapping[str, Mapping[str, Value]], format: str =
 
     Args:
         summaries: algorithm -> column -> value: words, a number, ``None`` (not known) or a mean with its interval,
-            ``{"mean": ..., "half_width": ...}``. Columns stand in the order in which they are first met.
+            ``{"mean": ..., "half_width": ..., "best": True}`` (the last where it is). Columns stand in the order in which
+            they are first met.
         format: ``"text"``, ``"latex"`` (booktabs), ``"csv"`` or ``"json"`` (a list of rows). The last two keep every
             digit.
 
@@ -97,15 +102,21 @@ def _text(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 def _latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
     def escape(words: str) -> str:
-        special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-        return re.sub(r"[\\~^&%$#_{}]", lambda found: special.get(found[0], "\\" + found[0]), words)
+        special = {
+            "\\": r"\textbackslash{}",
+            "~": r"\textasciitilde{}",
+            "^": r"\textasciicircum{}",
+            "²": "$^2$",
+        }
+        return re.sub(r"[\\~^&%$#_{}²]", lambda found: special.get(found[0], "\\" + found[0]), words)
 
     def cell(value: Value) -> str:
         words = _words(value)
         if isinstance(value, str) or not re.search(r"\d", words):
             return escape(words) or "--"
         words = re.sub(r"e([+-]\d+)$", lambda found: rf" \times 10^{{{int(found[1])}}}", words)
-        return "$" + words.replace("±", r"\pm") + "$"
+        words = words.replace("±", r"\pm")
+        return rf"$\mathbf{{{words}}}$" if isinstance(value, Mapping) and value.get("best") else f"${words}$"
 
     lines = [
         rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",

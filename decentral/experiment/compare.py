@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from decentral.analysis.statistics import better_direction, paired, time_to_target
 from decentral.analysis.tables import comparison_table
 from decentral.errors import InvalidInput
 from decentral.experiment import folder as folders
@@ -21,14 +27,77 @@ COLUMNS = {
     "exchanges": "exchanges",
 }
 """Metric -> heading of the columns a table shows, where the run has them."""
+COUNTS = ("gradients", "exchanges")
+"""Columns of which neither more nor less is better."""
+AXES = {"time_s": "s", "gradients": "gradients", "exchanges": "exchanges", "bytes": "bytes"}
+"""Axis -> what of it a target takes, for people. They get the first only."""
+BOLD = (
+    "% mean \\pm half width of its 95 % interval over the seeds (Student's t); bold: better than every other row, the 95 % "
+    "interval of the paired difference on common seeds excludes 0 (not corrected for the number of rows)"
+)
 
 
-def compare(directories: Sequence[str | Path], format: str = "text") -> str:
+@dataclass(frozen=True)
+class _Row:
+    """One algorithm of one run.
+
+    Attributes:
+        label: its name in the table.
+        name: its name in the run.
+        entry: of ``summary.json``.
+        paired: the algorithms of its run share a trace, or tapes.
+        manifest: the run's.
+        metrics: metric -> ``(seeds, records)``.
+        common: what rows have in common that were drawn from common tapes: seeds, problem, number of workers.
+    """
+
+    label: str
+    name: str
+    entry: Mapping[str, Any]
+    paired: str | None
+    manifest: Mapping[str, Any]
+    metrics: Mapping[str, np.ndarray]
+    common: str
+
+    def hours(self, stage: str) -> float | None:
+        """Wall hours: of the ``"run"`` itself, or of its ``"tuning"``."""
+        if stage == "tuning":
+            return self.manifest.get("tuning_wall_s", {}).get(self.name, 0.0) / 3600
+        wall_s = (self.manifest.get("wall_s") or {}).get(self.name)
+        return None if wall_s is None else sum(wall_s.values()) / 3600
+
+    def measured(self, machine: bool) -> Iterator[tuple[str, Any, np.ndarray, str]]:
+        """Columns: heading, cell, value per seed, and which side is better (empty for none)."""
+        for metric, heading in COLUMNS.items():
+            if metric in self.entry["final"]:
+                side = "" if metric in COUNTS else better_direction(metric)
+                cell, values = self.entry["final"][metric], self.metrics[metric][:, -1]
+                yield metric if machine else heading, cell, values, side
+        target = self.entry.get("to_target") or {}
+        for axis, unit in AXES.items() if target else ():
+            if axis != "time_s" and not machine:
+                continue
+            metric, level, said = target["metric"], target["target"], target[axis]
+            times = time_to_target(self.metrics[axis], self.metrics[metric], level, better_direction(metric))
+            cell = {"mean": said["mean"], "half_width": said["half_width"]}
+            if said["mean"] is None and not machine:
+                cell = f"{said['seeds'] - said['reached']} of {said['seeds']} seeds never"
+            heading = f"{axis}_to_target" if machine else f"{unit} to {metric} {level:.3g}"
+            yield heading, cell, np.atleast_1d(times), "below"
+
+
+def compare(directories: Sequence[str | Path], format: str = "text", *, hours: bool = False) -> str:
     """A table of the algorithms of one or more runs.
+
+    In LaTeX the best mean of a column is bold if it is better than every other row by more than chance: the runs have the
+    same seeds, problem and workers, so draw from common tapes, and the 95 % interval of each paired difference excludes 0.
+    CSV and JSON have every digit, machine-readable names, the paired differences from the row with the best mean
+    (``METRIC_minus_best``; empty for rows without common tapes) and the hours of wall time on the run's device.
 
     Args:
         directories: finished run folders.
         format: ``"text"``, ``"latex"``, ``"csv"`` or ``"json"``.
+        hours: add a line about the hours of wall time to text and LaTeX.
 
     Raises:
         InvalidInput: a folder is not a run, or not finished.
@@ -37,46 +106,113 @@ def compare(directories: Sequence[str | Path], format: str = "text") -> str:
     if len({path.resolve() for path in paths}) < len(paths):
         raise InvalidInput("DIR", " ".join(map(str, paths)), "each run folder once")
     short = len({path.name for path in paths}) == len(paths)
-    rows: dict[str, dict[str, Any]] = {}
+    machine = format in ("csv", "json")
+    rows = []
     for path in paths:
-        manifest = folders.read_json(path / "manifest.json", "manifest")
-        if (status := manifest.get("status")) != "finished":
-            advice = f"It failed: {manifest.get('error')}" if status == "failed" else "To finish it: "
-            advice += "" if status == "failed" else f"decentral resume {path}"
-            raise InvalidInput("DIR", f"{path} ({status})", "finished runs", advice)
-        summary = folders.read_json(path / "summary.json", "summary")
         try:
-            entries = table_rows(summary, machine=format in ("csv", "json"))
-        except (KeyError, TypeError, AttributeError) as error:
+            own = _read(path, "" if len(paths) == 1 else f"{path.name if short else path}: ")
+            table_rows(own, machine=machine)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            if isinstance(error, InvalidInput):
+                raise
             raise InvalidInput(
                 "summary", str(path / "summary.json"), "a file this package wrote", f"It lacks {error}."
             ) from None
-        where = "" if len(paths) == 1 else f"{path.name if short else path}: "
-        rows |= {f"{where}{name}": entry for name, entry in entries.items()}
-    return comparison_table(rows, format)
+        rows += own
+    table = comparison_table(table_rows(rows, machine=machine), format)
+    if machine:
+        return table
+    mark = "% " if format == "latex" else ""
+    if format == "latex" and r"\mathbf" in table:
+        table += BOLD + "\n"
+    return table + (f"{mark}{_hours(rows)}\n" if hours else "")
 
 
-def table_rows(summary: dict[str, Any], *, machine: bool = False) -> dict[str, dict[str, Any]]:
-    """Algorithm -> heading -> value, from a run's summary.
+def _read(path: Path, where: str) -> list[_Row]:
+    """The algorithms of a finished run."""
+    manifest = folders.read_json(path / "manifest.json", "manifest")
+    if (status := manifest.get("status")) != "finished":
+        advice = f"It failed: {manifest.get('error')}" if status == "failed" else "To finish it: "
+        advice += "" if status == "failed" else f"decentral resume {path}"
+        raise InvalidInput("DIR", f"{path} ({status})", "finished runs", advice)
+    summary = folders.read_json(path / "summary.json", "summary")
+    entries = {name: entry for name, entry in summary["algorithms"].items() if entry["final"]}
+    arrays = folders.read_arrays(path / "metrics.npz", "metrics")
+    try:
+        spec = tomllib.loads((path / "spec.toml").read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput("spec.toml", str(path), "a run folder's", f"{error}.") from None
+    common = json.dumps([summary["seeds"], spec["problem"], spec["topology"]["n"]], sort_keys=True)
+    rows = []
+    for name, entry in entries.items():
+        prefix = f"{name}/"
+        metrics = {
+            key.removeprefix(prefix): values for key, values in arrays.items() if key.startswith(prefix)
+        }
+        rows.append(_Row(f"{where}{name}", name, entry, summary["paired"], manifest, metrics, common))
+    return rows
+
+
+def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict[str, Any]]:
+    """Label -> heading -> value.
 
     Args:
-        summary: the contents of ``summary.json``.
-        machine: headings are the names of the metrics, for programs that read the table.
+        rows: the algorithms.
+        machine: headings are names for programs that read the table, and everything is there.
     """
-    rows = {}
-    for name, entry in summary["algorithms"].items():
-        row = {
-            metric if machine else heading: entry["final"][metric]
-            for metric, heading in COLUMNS.items()
-            if metric in entry["final"]
-        }
-        if target := entry.get("to_target"):
-            time_s = target["time_s"]
-            heading = f"s to {target['metric']} {target['target']:.3g}"
-            row[heading] = {"mean": time_s["mean"], "half_width": time_s["half_width"]}
-            if time_s["mean"] is None and not machine:
-                row[heading] = f"{time_s['seeds'] - time_s['reached']} of {time_s['seeds']} seeds never"
-        row["seeds"] = len(entry["seeds"])
-        row["paired"] = summary["paired"] or "-"
-        rows[name] = row
-    return rows
+    table: dict[str, dict[str, Any]] = {}
+    seen: dict[str, dict[str, tuple[_Row, np.ndarray, str]]] = {}
+    steps = {row.label: row.manifest.get("steps", {}).get(row.name) for row in rows}
+    for row in rows:
+        cells = table[row.label] = {}
+        for heading, cell, values, side in row.measured(machine):
+            cells[heading] = dict(cell) if isinstance(cell, Mapping) else cell
+            if side:
+                seen.setdefault(heading, {})[row.label] = (row, values, side)
+        if machine and (target := row.entry.get("to_target")):
+            cells |= {"target_metric": target["metric"], "target": target["target"]}
+        cells["seeds"] = len(row.entry["seeds"])
+        cells["paired"] = row.paired or "-"
+        if machine or len(set(steps.values())) > 1:
+            cells["steps"] = steps[row.label]
+        if machine:
+            cells |= {"compute_hours": row.hours("run"), "tuning_hours": row.hours("tuning")}
+    for heading, column in seen.items():
+        _judge(heading, column, table, machine)
+    return table
+
+
+def _judge(
+    heading: str,
+    column: Mapping[str, tuple[_Row, np.ndarray, str]],
+    table: dict[str, dict[str, Any]],
+    machine: bool,
+) -> None:
+    """Mark the best mean of a column if the paired differences say that it is, and write them down for machines."""
+    means = {
+        label: values.mean() * (1 if side == "below" else -1) for label, (_, values, side) in column.items()
+    }
+    best = min(means, key=lambda label: means[label] if np.isfinite(means[label]) else np.inf)
+    row, values, side = column[best]
+    better = []
+    for label, (other, theirs, _) in column.items():
+        if label == best:
+            continue
+        same = other.common == row.common
+        difference = paired(theirs, values) if same else None
+        better.append(difference is not None and difference.sign == (1 if side == "below" else -1))
+        if machine:
+            table[label][f"{heading}_minus_best"] = {
+                "mean": difference and difference.difference,
+                "half_width": difference and difference.difference_half_width,
+            }
+    if len(column) == len(table) > 1 and all(better):
+        table[best][heading]["best"] = True
+
+
+def _hours(rows: Sequence[_Row]) -> str:
+    """How long the runs took, in words."""
+    stages = {stage: sum(row.hours(stage) or 0 for row in rows) for stage in ("run", "tuning")}
+    devices = dict.fromkeys(str(row.manifest.get("device", {}).get("kind", "?")) for row in rows)
+    text = f"compute: {sum(stages.values()):.3g} hours on {', '.join(devices)}"
+    return text + (f", {stages['tuning']:.3g} of them tuning" if stages["tuning"] else "")

@@ -32,7 +32,7 @@ def read_tables(
         raise InvalidInput("--smoke", "a spec without [smoke]", "a spec that says what is smaller", advice)
     if not isinstance(small, Mapping | None):
         raise InvalidInput("smoke", small, "a table of keys and their smaller values")
-    for key, value in _flat(small) if smoke and small else ():
+    for key, value in flat(small) if smoke and small else ():
         _set(tables, key, value, f"smoke.{key}")
     for text in overrides:
         key, value = parse_override(text)
@@ -121,11 +121,11 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; a table with a kind of its own is a value: it replaces, the others are merged in."""
     for key, value in table.items():
         if isinstance(value, Mapping) and "kind" not in value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -134,14 +134,29 @@ def _set(tables: dict[str, Any], key: str, value: Any, said: str) -> None:
     """Set one dotted key; ``said`` is where it was asked for."""
     room, _, rest = key.partition(".")
     if room != "algorithm" or not rest:
-        _set_in(tables, key.split("."), value, said)
+        set_in(tables, key, value, said)
         return
-    algorithms, names = _algorithms(tables), algorithm_names(tables)
-    owners = [name for name in names if rest.startswith(f"{name}.")]
-    if owners:
-        owner = max(owners, key=len)
-        rest = rest.removeprefix(f"{owner}.")
-        algorithms = [table for table, name in zip(algorithms, names, strict=True) if name == owner]
+    names = algorithm_names(tables)
+    whose, rest = addressed(rest, names, said, value)
+    for table, name in zip(_algorithms(tables), names, strict=True):
+        if name in whose:
+            set_in(table, rest, value, said)
+
+
+def addressed(key: str, names: Sequence[str], said: str, value: Any) -> tuple[list[str], str]:
+    """Which algorithms ``X`` (all of them) or ``NAME.X`` speaks of, and X.
+
+    Args:
+        key: what follows ``algorithm.``
+        names: of the algorithms.
+        said: where it was asked for.
+        value: what was asked for.
+
+    Raises:
+        InvalidInput: no algorithm of this name.
+    """
+    owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
+    rest = key if owner is None else key.removeprefix(f"{owner}.")
     first, _, deeper = rest.partition(".")
     if first in names or (deeper and first not in ("optimizer", "protocol", "compressor")):
         raise InvalidInput(
@@ -150,13 +165,18 @@ def _set(tables: dict[str, Any], key: str, value: Any, said: str) -> None:
             "algorithm.X for all algorithms, algorithm.NAME.X for one",
             suggest(first, names).replace("Allowed", "Names"),
         )
-    for table in algorithms:
-        _set_in(table, rest.split("."), value, said)
+    return list(names) if owner is None else [owner], rest
 
 
-def _set_in(table: dict[str, Any], parts: Sequence[str], value: Any, said: str) -> None:
-    for part in parts[:-1]:
+def set_in(table: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Set a dotted key of a table, making the tables on the way.
+
+    Raises:
+        InvalidInput: it leads through a value.
+    """
+    *way, last = key.split(".")
+    for part in way:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise InvalidInput(said, value, f"a key of a table ({part} is a value)")
-    table[parts[-1]] = value
+    table[last] = value

@@ -12,19 +12,20 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from decentral.algorithm import Algorithm, Compressor, Optimizer
+from decentral.algorithm.optimizer import as_optimizer
 from decentral.analysis.gantt import plot_gantt
 from decentral.analysis.plots import plot_overview
-from decentral.analysis.statistics import time_to_target, time_to_target_summary
+from decentral.analysis.statistics import better_direction, time_to_target, time_to_target_summary
 from decentral.analysis.timeline import summary_of
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput, InvalidInputs, RunFailed, suggest
@@ -33,7 +34,8 @@ from decentral.experiment.entry import constants_of, network_of, timeline
 from decentral.experiment.memory import check_memory, check_size
 from decentral.experiment.result import Result
 from decentral.experiment.simulation import Diverged, Simulation, progress_bar
-from decentral.experiment.spec import Spec, load_spec
+from decentral.experiment.spec import Spec, load_spec, validate
+from decentral.experiment.tune import METRICS, plot_tuning, trial_runs, trials_of, tune_algorithm
 from decentral.problem import Problem
 from decentral.protocol import Network
 from decentral.topology import Topology, named
@@ -43,7 +45,6 @@ RATES_WARNING = 0.2
 """Relative difference of a constant as it happened from the one assumed, from which on the user hears of it."""
 ENOUGH = 100
 """Exchanges per edge from which on that is no chance."""
-TARGET_METRICS = ("suboptimality", "loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,22 +100,24 @@ def run(
     )
     folders.require_free(out, overwrite)
     with _interruptible() as check_interrupt:
-        prepared = _prepare(spec)
-        simulations = prepared.simulations()
         manifest = {
             "status": "running",
             "name": spec.name,
             "start": folders.now(),
             "end": None,
             **folders.provenance(command_line),
-            "spec_hash": _hash(prepared.resolved_toml()),
-            **prepared.pairing,
+            "source_hash": source_hash(spec),
         }
+        begin = (
+            _ready(spec, manifest)
+            if spec.tune is None
+            else _tuning(spec, {}, manifest, progress, check_interrupt)
+        )
         check_interrupt()
         path = folders.create(out, spec.name, manifest, overwrite=overwrite)
         with folders.exclusive(path):
             checkpoints = _Checkpoints(path / "checkpoint", checkpoint_every_s, check_interrupt)
-            return _execute(path, manifest, prepared, simulations, checkpoints, progress)
+            return _execute(path, manifest, begin, checkpoints, progress)
 
 
 def resume(
@@ -125,7 +128,7 @@ def resume(
 ) -> Run:
     """Take up a run where its last checkpoint left it; the result is that of a run never interrupted, bit for bit.
 
-    A run that diverged ends again at the same event.
+    A run that diverged ends again at the same event. Algorithms that are tuned already are not tuned again.
 
     Raises:
         InvalidInput: not a run folder, already finished, a damaged checkpoint, or something that differs from the first
@@ -138,38 +141,108 @@ def resume(
         raise InvalidInput(
             "DIR", str(path), "a run that is not finished", "This one is; decentral compare shows it."
         )
-    if not (path / "spec.toml").is_file():
+    chosen = (path / "spec.toml").is_file()
+    if not chosen and not (path / "tuning.json").is_file():
         raise InvalidInput(
             "DIR", str(path), "a run folder with spec.toml",
             "It was cut off before it began. Start it again: decentral run SPEC --out DIR --overwrite.",
         )  # fmt: skip
     with _interruptible() as check_interrupt, folders.exclusive(path):
-        if _hash((path / "spec.toml").read_bytes()) != manifest.get("spec_hash"):
+        if chosen and _hash((path / "spec.toml").read_bytes()) != manifest.get("spec_hash"):
             raise InvalidInput(
                 "spec.toml",
                 "another text",
                 "the spec this run began with",
                 "Put it back, or start a new run.",
             )
-        prepared = _prepare(load_spec(path / "spec.toml"))
         here, then = folders.provenance(None), manifest.get("flags", {}).get("x64")
+        before = {**manifest}
+        if chosen:
+            begin = _ready(load_spec(path / "spec.toml"), manifest)
+        else:
+            record = folders.read_json(path / "tuning.json", "tuning")
+            begin = _tuning(
+                validate(record.get("spec", {}), str(path / "tuning.json")),
+                record.get("algorithms", {}),
+                manifest,
+                progress,
+                check_interrupt,
+            )
         if here["flags"]["x64"] != then:
             advice = f"Set JAX_ENABLE_X64={int(bool(then))} as at the first start."
             raise InvalidInput("jax_enable_x64", here["flags"]["x64"], str(then), advice)
-        if prepared.pairing["trace_hash"] != manifest.get("trace_hash"):
+        if chosen and manifest["trace_hash"] != before.get("trace_hash"):
             raise InvalidInput(
-                "trace_hash", prepared.pairing["trace_hash"], f"the first start's, {manifest.get('trace_hash')}",
+                "trace_hash", manifest["trace_hash"], f"the first start's, {before.get('trace_hash')}",
                 "This installation draws other events than the one that began. Start a new run, or go back to its "
                 f"versions: {manifest.get('versions')}",
             )  # fmt: skip
-        for name in prepared.algorithms:
-            if (path / "checkpoint" / f"{name}.npz").exists():
-                folders.read_arrays(path / "checkpoint" / f"{name}.npz", "checkpoint")
+        # What was left open then is given in spec.toml.
+        manifest |= {key: before[key] for key in ("spec_hash", "steps") if key in before}
+        for checkpoint in (path / "checkpoint").glob("*.npz"):
+            folders.read_arrays(checkpoint, "checkpoint")
         again = {"start": folders.now(), "versions": here["versions"], "commit": here["commit"]}
         manifest |= {"status": "running", "resumed": [*manifest.get("resumed", []), again], "error": None}
-        simulations = prepared.simulations()
         checkpoints = _Checkpoints(path / "checkpoint", checkpoint_every_s, check_interrupt)
-        return _execute(path, manifest, prepared, simulations, checkpoints, progress)
+        return _execute(path, manifest, begin, checkpoints, progress)
+
+
+class _Ready(NamedTuple):
+    prepared: Prepared
+    simulations: Iterator[Simulation]
+
+
+def _ready(spec: Spec, manifest: dict[str, Any]) -> Callable[[Path], _Ready]:
+    """The run, with nothing left to choose; the manifest then says on which events.
+
+    Raises:
+        InvalidInput: what does not fit together.
+    """
+    prepared = _prepare(spec)
+    ready = _Ready(prepared, prepared.simulations())
+    manifest |= {"spec_hash": _hash(prepared.resolved_toml()), **prepared.pairing, "steps": prepared.steps}
+    return lambda path: ready
+
+
+def _tuning(
+    spec: Spec,
+    done: Mapping[str, Any],
+    manifest: dict[str, Any],
+    progress: bool,
+    check_interrupt: Callable[[], None],
+) -> Callable[[Path], _Ready]:
+    """What tunes, then makes the run ready; ``tuning.json`` keeps what is known already.
+
+    Args:
+        spec: with its grids.
+        done: what ``tuning.json`` says of algorithms that are tuned already.
+        manifest: of the run.
+        progress: show progress bars.
+        check_interrupt: raises what Python dropped.
+
+    Raises:
+        InvalidInput: what does not fit together.
+    """
+    tune, trials = spec.tune_object(), _prepare(trials_of(spec))
+    assert tune is not None
+    record: dict[str, Any] = {
+        "spec": spec.as_dict(), "seeds": trials.spec.seed_list, "target": tune.target, "algorithms": dict(done),
+    }  # fmt: skip
+    runs = trial_runs(spec, trials, done)
+
+    def begin(path: Path) -> _Ready:
+        folders.write_json(path / "tuning.json", record)
+        for name, own in itertools.groupby(runs, key=lambda run: run.algorithm):
+            record["algorithms"][name] = tune_algorithm(
+                spec, own, progress=progress, after_step=check_interrupt
+            )
+            folders.write_json(path / "tuning.json", record)
+        plot_tuning(record, path / "tuning.png")
+        entries = {name: record["algorithms"][name] for name in spec.grids()}
+        manifest["tuning_wall_s"] = {name: entry["wall_s"] for name, entry in entries.items()}
+        return _ready(spec.at({name: entry["chosen"] for name, entry in entries.items()}), manifest)(path)
+
+    return begin
 
 
 @contextlib.contextmanager
@@ -202,12 +275,17 @@ def _interruptible() -> Iterator[Callable[[], None]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def source_hash(spec: Spec) -> str:
+    """Of a spec as given, before step sizes are resolved: what a figure's script asks a run folder for."""
+    return _hash(json.dumps(spec.as_dict(), sort_keys=True).encode())
+
+
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
     """Everything that is decided before the first number: graphs, data, clocks, traces."""
 
     spec: Spec
@@ -257,6 +335,18 @@ class _Prepared:
             raise InvalidInput("record.target_metric", metric, "a recorded metric", suggest(metric, known))
         return simulation
 
+    @cached_property
+    def steps(self) -> dict[str, str]:
+        """Where the step sizes of each algorithm come from: ``"theory"`` (resolved from constants), ``"tuned"``, ``"given"``."""
+        return {
+            name: "tuned"
+            if name in self.spec.grids()
+            else "theory"
+            if _open(given, self.algorithms[name][0])
+            else "given"
+            for name, given in self.spec.algorithms().items()
+        }
+
     def resolved_toml(self) -> bytes:
         """The spec with the step sizes that all seeds share."""
         import tomli_w
@@ -267,21 +357,34 @@ class _Prepared:
         return tomli_w.dumps(tables).encode()
 
 
+def _open(given: Algorithm, resolved: Algorithm) -> bool:
+    """The learning rate was left to the theory; without an optimizer: some hyper-parameter was."""
+    optimizer = getattr(given, "optimizer", None)
+    if optimizer is not None:
+        return as_optimizer(optimizer).needs_learning_rate
+    names = [field.name for field in dataclasses.fields(given)]  # type: ignore[arg-type]
+    return any(getattr(given, name) is None and getattr(resolved, name) is not None for name in names)
+
+
 def resolved_arguments(algorithms: Sequence[Algorithm]) -> dict[str, Any]:
     """The hyper-parameters all seeds agree on, as a spec table; what differs between seeds is left open."""
     plain = []
     for algorithm in algorithms:
         values = {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
+        # Tables of numbers (a step per edge) follow from the rest again.
+        values = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
         plain.append(
             {k: v.as_dict() if isinstance(v, Optimizer | Compressor) else v for k, v in values.items()}
         )
-    agreed = {k: v for k, v in plain[0].items() if v is not None and all(other[k] == v for other in plain)}
+    agreed = {
+        k: v for k, v in plain[0].items() if v is not None and all(other.get(k) == v for other in plain)
+    }
     if isinstance(agreed.get("optimizer"), dict):
         agreed["optimizer"] = {k: v for k, v in agreed["optimizer"].items() if v is not None}
     return agreed
 
 
-def _prepare(spec: Spec) -> _Prepared:
+def _prepare(spec: Spec) -> Prepared:
     """Everything that is decided before the first number.
 
     Raises:
@@ -353,7 +456,7 @@ def _prepare(spec: Spec) -> _Prepared:
                 objectives, constants_of(spec.constants_of(name), traces[trace_of[name]], own), strict=True
             )
         ]
-    return _Prepared(spec, record, objectives, networks, algorithms, trace_of, traces, wall_s)
+    return Prepared(spec, record, objectives, networks, algorithms, trace_of, traces, wall_s)
 
 
 def check_sizes(spec: Spec) -> None:
@@ -396,8 +499,7 @@ def check_update(problem: Problem, algorithm: Algorithm) -> None:
 def _execute(
     path: Path,
     manifest: dict[str, Any],
-    prepared: _Prepared,
-    simulations: Iterator[Simulation],
+    begin: Callable[[Path], _Ready],
     checkpoints: _Checkpoints,
     progress: bool,
 ) -> Run:
@@ -421,6 +523,7 @@ def _execute(
             close(status, error)
 
     try:
+        prepared, simulations = begin(path)
         if not any(checkpoints.folder.glob("*.npz")):
             _write_inputs(path, manifest, prepared)
         for simulation in simulations:
@@ -447,7 +550,7 @@ def _execute(
     except InvalidInput:
         raise
     except Diverged as error:
-        keep("failed", str(error))
+        keep("failed", f"Diverged: {error}")
         error.args = (
             f"{error}\nWhat was recorded before is in {path / 'metrics.npz'}. (To resume it would end at the same event.)",
         )
@@ -468,7 +571,7 @@ def _execute(
     return Run(path, prepared.spec, results, summary)
 
 
-def draw_timelines(path: Path, prepared: _Prepared, results: dict[str, Result]) -> None:
+def draw_timelines(path: Path, prepared: Prepared, results: dict[str, Result]) -> None:
     """``gantt_NAME.png`` for every trace in which something takes time."""
     for name, trace in prepared.traces.items():
         if trace.duration_s is not None:
@@ -479,7 +582,7 @@ def draw_timelines(path: Path, prepared: _Prepared, results: dict[str, Result]) 
             )  # fmt: skip
 
 
-def _write_inputs(path: Path, manifest: dict[str, Any], prepared: _Prepared) -> None:
+def _write_inputs(path: Path, manifest: dict[str, Any], prepared: Prepared) -> None:
     """Manifest, and what a first start has not written already: spec and traces."""
     folders.write_json(path / "manifest.json", manifest)
     if not (path / "spec.toml").exists():
@@ -543,7 +646,7 @@ def _write_metrics(path: Path, results: dict[str, Result]) -> None:
         folders.write_arrays(file, arrays)
 
 
-def summarise(prepared: _Prepared, results: dict[str, Result], extras: dict[str, dict]) -> dict[str, Any]:
+def summarise(prepared: Prepared, results: dict[str, Result], extras: dict[str, dict]) -> dict[str, Any]:
     """The contents of ``summary.json``."""
     pairing = prepared.pairing
     metric, level = target_of(results, prepared.record.target_metric, prepared.record.target)
@@ -568,7 +671,7 @@ def summarise(prepared: _Prepared, results: dict[str, Result], extras: dict[str,
                 axis: dataclasses.asdict(
                     time_to_target_summary(
                         time_to_target(
-                            result.metrics[axis], result.metrics[metric], level, _direction(metric)
+                            result.metrics[axis], result.metrics[metric], level, better_direction(metric)
                         )
                     )
                 )
@@ -597,6 +700,7 @@ def realised_constants(
             realised is None
             or index
             or not warn
+            or network.worst is not None  # assumed for each of the graphs, realised over all of them
             or realised.total_rate * result.trace.horizon_s < ENOUGH * len(realised.edges)
         ):
             continue
@@ -615,17 +719,12 @@ def target_of(
     results: dict[str, Result], metric: str | None, level: float | None
 ) -> tuple[str | None, float | None]:
     """The metric and level for times to target: as given, or the best level that every seed reaches."""
-    available = [m for m in TARGET_METRICS if all(m in result.metrics for result in results.values())]
+    available = [m for m in METRICS if all(m in result.metrics for result in results.values())]
     metric = metric or (available[0] if available else None)
     if metric is None:
         return None, None
     if level is None:
         # The best of each seed, then the worst of those.
-        best, worst = (np.nanmax, min) if _direction(metric) == "above" else (np.nanmin, max)
+        best, worst = (np.nanmax, min) if better_direction(metric) == "above" else (np.nanmin, max)
         level = float(worst(worst(best(result.metrics[metric], axis=1)) for result in results.values()))
     return metric, level
-
-
-def _direction(metric: str) -> str:
-    """Which side of a target is better."""
-    return "above" if "accuracy" in metric else "below"

@@ -19,8 +19,9 @@ from typing import Any, Literal
 from decentral.algorithm import ALGORITHMS, Algorithm
 from decentral.algorithm.optimizer import as_optimizer
 from decentral.errors import DecentralError, InvalidInput, InvalidInputs, suggest
-from decentral.experiment.overrides import algorithm_names, read_tables
+from decentral.experiment.overrides import algorithm_names, read_tables, set_in
 from decentral.experiment.record import Record
+from decentral.experiment.tune import Tune, points
 from decentral.problem import PROBLEMS, Problem
 from decentral.protocol import PROTOCOLS, STOPS, Protocol, Stop
 from decentral.timing.cluster import CLUSTERS, Cluster, cluster_from
@@ -35,9 +36,10 @@ ROOMS: dict[str, Mapping[str, Callable]] = {
     "cluster": CLUSTERS,
     "stop": STOPS,
     "record": {"uniform": Record},
+    "tune": {"grid": Tune},
     "algorithm": ALGORITHMS,
 }
-DEFAULT_KINDS = {"protocol": "poisson", "record": "uniform", "cluster": "uniform"}
+DEFAULT_KINDS = {"protocol": "poisson", "record": "uniform", "cluster": "uniform", "tune": "grid"}
 NESTED = {"cluster": ("compute", "links", "faults"), "algorithm": ("optimizer", "inner", "compressor")}
 """Arguments that are tables (or the name of one) of their own; what they name checks them."""
 NOT_IN_A_FILE = {"problem": ("n",), "record": ("states",)}
@@ -54,6 +56,7 @@ class Spec:
         name: names the run folder.
         topology, problem, protocol, stop, record: one table each.
         cluster: one table, or None: then nothing is said about the machines.
+        tune: one table, or None: then nothing is tuned. What is tuned may be left open in the algorithms' tables.
         algorithm: one or more tables; one may have a protocol of its own.
         seed: the first seed.
         seeds: how many.
@@ -67,6 +70,7 @@ class Spec:
     protocol: Any
     record: Any
     cluster: Any = None
+    tune: Any = None
     seed: int = 0
     seeds: int = 1
 
@@ -87,16 +91,7 @@ class Spec:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for TOML; what is left open is left out."""
-
-        def plain(value):
-            if dataclasses.is_dataclass(value):
-                pairs = ((f.name, plain(getattr(value, f.name))) for f in dataclasses.fields(value))
-                return {key: item for key, item in pairs if item is not None}
-            if isinstance(value, Mapping):
-                return {key: plain(item) for key, item in value.items() if item is not None}
-            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-        tables = plain(self)
+        tables = _plain(self)
         assert isinstance(tables, dict)
         return tables
 
@@ -140,6 +135,33 @@ class Spec:
     def record_object(self) -> Record:
         """What the record table says."""
         return Record(**_arguments(self.record))
+
+    def tune_object(self) -> Tune | None:
+        """What the tune table says."""
+        return None if self.tune is None else Tune(**_arguments(self.tune))
+
+    def grids(self) -> dict[str, dict[str, list]]:
+        """Algorithm -> dotted key -> values to try, of the algorithms that are tuned."""
+        tune = self.tune_object()
+        return {} if tune is None else tune.grids(self.algorithm_names())
+
+    def at(self, values: Mapping[str, Mapping[str, Any]]) -> Spec:
+        """The spec with these values in the algorithms' tables.
+
+        Args:
+            values: algorithm -> dotted key -> value.
+
+        Raises:
+            InvalidInputs: an algorithm does not take them.
+        """
+        problems: list[str] = []
+        tables = tuple(
+            _changed(name, table, values[name], problems) if name in values else table
+            for name, table in zip(self.algorithm_names(), self.algorithm, strict=True)
+        )
+        if problems:
+            raise InvalidInputs(self.name, dict.fromkeys(problems))
+        return dataclasses.replace(self, algorithm=tables)
 
     def algorithms(self) -> dict[str, Algorithm]:
         """Name -> algorithm, step sizes as given."""
@@ -194,17 +216,48 @@ def validate(tables: Mapping[str, Any], where: str = "spec") -> Spec:
     for room in ("topology", "problem", "stop", "protocol", "record"):
         default = {} if room in DEFAULT_KINDS else None
         values[room] = _table(room, tables.get(room, default), room, problems)
-    if "cluster" in tables:
-        values["cluster"] = _table("cluster", tables["cluster"], "cluster", problems)
+    for room in ("cluster", "tune"):
+        if room in tables:
+            values[room] = _table(room, tables[room], room, problems)
     graph = values["topology"]
     if graph is not None and values["seed"] is not None and 2 <= graph.n <= CHEAP_N:
         _attempt(lambda: _graph(graph, values["seed"]), "topology", "topology", problems)
     if None not in (values["seed"], values["seeds"]) and values["seed"] + values["seeds"] > 2**31:
         text = f"{values['seed']} ... {values['seed'] + values['seeds'] - 1}"
         problems.append(str(InvalidInput("seeds", text, "seeds up to 2**31 - 1")))
+    if "tune" in tables and not problems:
+        problems += _wrong_trials(Spec(**values))
     if problems:
         raise InvalidInputs(where, dict.fromkeys(problems))
     return Spec(**values)
+
+
+def _wrong_trials(spec: Spec) -> list[str]:
+    """What is wrong with the trials of a spec that is right otherwise."""
+    problems: list[str] = []
+    tune = spec.tune_object()
+    assert tune is not None
+    if spec.seed + spec.seeds + tune.seeds > 2**31:
+        problems.append(str(InvalidInput("tune.seeds", tune.seeds, "seeds up to 2**31 - 1")))
+    try:
+        grids = spec.grids()
+    except InvalidInput as error:
+        return [*problems, str(error)]
+    for name, table in zip(spec.algorithm_names(), spec.algorithm, strict=True):
+        for point in points(grids[name]) if name in grids else ():
+            _changed(name, table, point, problems)
+    return problems
+
+
+def _changed(name: str, table: Any, values: Mapping[str, Any], problems: list[str]) -> Any:
+    """An algorithm's table with other values under some dotted keys; what is wrong with them is added to ``problems``."""
+    plain = _plain(table)
+    try:
+        for key, value in values.items():
+            set_in(plain, key, value, f"tune.algorithm.{name}.{key}")
+    except InvalidInput as error:
+        problems.append(str(error))
+    return _table(f"algorithm.{name}", plain, "algorithm", problems)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -288,7 +341,7 @@ def _table(key: str, table: Any, room: str, problems: list[str]) -> Any:
             read = dataclasses.replace(read, protocol=own)
     elif room == "cluster":
         _attempt(lambda: cluster_from(_arguments(read) | {"kind": kind}), key, room, problems)
-    elif room in ("protocol", "stop", "record"):
+    elif room in ("protocol", "stop", "record", "tune"):
         _attempt(lambda: kinds[kind](**_arguments(read)), key, room, problems)
     elif room == "topology" and read.n < 2:
         problems.append(str(InvalidInput(f"{key}.n", read.n, "an integer >= 2")))
@@ -318,6 +371,12 @@ def _grammar(room: str, kind: str, build: Callable) -> tuple[type, Any]:
     if room == "algorithm":
         optional = [(key, str | None, None) for key in ("name", "constants")]
         optional.append(("protocol", dict[str, Any] | None, None))
+    if room == "topology" and kind in TOPOLOGIES:  # how the edges share the rate: every kind's
+        optional += [
+            ("rates", str | None, None),
+            ("rates_budget", str | None, None),
+            ("edge_time_s", float | None, None),
+        ]
     for name, parameter in inspect.signature(build).parameters.items():
         if name in NOT_IN_A_FILE.get(room, ()):
             continue
@@ -363,6 +422,15 @@ def _explain(item: Mapping[str, Any], key: str, room: str, kind: str, cls: Any) 
 
 
 # -- plain data --------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        pairs = ((field.name, _plain(getattr(value, field.name))) for field in dataclasses.fields(value))
+        return {key: item for key, item in pairs if item is not None}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _arguments(table) -> dict[str, Any]:
