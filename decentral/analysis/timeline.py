@@ -22,6 +22,8 @@ from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import OPS, Op, Trace
 from decentral.errors import InvalidInput
 
+MOST_INSTANTANEOUS = 1_000_000
+"""Messages of mixing steps beyond which those that take no time are not looked at one by one."""
 SERVER, UNKNOWN = -1, -2
 """Instead of a worker's number: the server; the receiver of a message that has not arrived."""
 
@@ -117,6 +119,11 @@ class _Reading:
     def is_op(self, events: np.ndarray, *names: str) -> np.ndarray:
         """Whether each event is one of some ops."""
         return np.isin(self.trace.op[events], [self.codes[name] for name in names if name in self.codes])
+
+    def count(self, rows: np.ndarray) -> int:
+        """Entries of the tables of group events."""
+        last = np.array([len(op.operands) - 1 for op in self.trace.ops])
+        return int(self.trace.groups.sizes[self.trace.operands[rows, last[self.trace.op[rows]]]].sum())
 
     def entries(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``(event, entry of its table)`` of group events, table after table."""
@@ -217,7 +224,8 @@ def activity(trace: Trace) -> Activity:
     An interval ends with its event and lasts as long as ``trace.duration_s`` says. Without durations, and for what is
     cancelled, abandoned or under way at the horizon, it begins with the event that started it; else it has no length.
     The gradients of a ``step`` begin at the step before it (or at 0), or earlier where they would not be done by its end.
-    A ``pull`` lasts until its worker computes; the messages of a ``submit`` are at the ends of its computation.
+    A ``pull`` lasts until its worker computes; the messages of a ``submit`` are at the ends of its computation. Mixing steps
+    that take no time are left out where they have more than a million messages: their intervals have no length.
 
     Args:
         trace: with one replica; ``trace.replica(index)`` of another.
@@ -289,7 +297,10 @@ def _activity(reading: _Reading) -> Activity:
     of_pairs = _joined(messages)
 
     groups = trace.groups
-    event, entry = reading.entries(reading.rows("mix"))
+    rows = reading.rows("mix")
+    if reading.count(rows) > MOST_INSTANTANEOUS:
+        rows = rows[start_s[rows] < time_s[rows]]
+    event, entry = reading.entries(rows)
     away = (groups.receiver[entry] >= 0) & (groups.receiver[entry] != groups.sender[entry])
     event, sender, receiver = event[away], groups.sender[entry[away]], groups.receiver[entry[away]]
     mixed = (sender, *ended(event), sender, receiver)
@@ -460,7 +471,8 @@ def _staleness(reading: _Reading) -> Staleness:
         (worker_of[whole], 0, time_s[whole] - reading.start_s[whole]),
         (
             worker_of[commits],
-            between(reading.updates(), worker_of[commits], commits),
+            # Every mixing step changes everyone: listed only where something was waiting meanwhile.
+            between(reading.updates() if commits.size else commits, worker_of[commits], commits),
             time_s[commits] - time_s[opener[commits]],
         ),
         (

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import networkx as nx
 import numpy as np
@@ -222,9 +222,16 @@ def uniform_neighbours(topology: Topology) -> Schedule:
 def laplacian(topology: Topology) -> Schedule:
     """The same graph in every round, W = I - L / lambda_max(L), L the Laplacian with weights 1: MSDA's and ADOM+'s."""
     edges = _undirected(topology).edges[topology.edge_rates > 0]
-    matrix = spectra.weighted_laplacian(topology.n, edges, np.ones(len(edges)))
-    weights = sp.identity(topology.n) - matrix / spectra.largest_eigenvalue(matrix)
-    return Schedule("laplacian", topology.n, (sp.csr_matrix(weights),))
+    return _laplacian(topology.n, np.ascontiguousarray(edges, np.int64).tobytes())
+
+
+@lru_cache(maxsize=32)
+def _laplacian(n: int, edges: bytes) -> Schedule:
+    """Kept: all algorithms and seeds of a run ask for the same eigenvalues."""
+    pairs = np.frombuffer(edges, np.int64).reshape(-1, 2)
+    matrix = spectra.weighted_laplacian(n, pairs, np.ones(len(pairs)))
+    weights = sp.identity(n) - matrix / spectra.largest_eigenvalue(matrix)
+    return Schedule("laplacian", n, (sp.csr_matrix(weights),))
 
 
 def push_sum(topology: DirectedTopology) -> Schedule:
