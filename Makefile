@@ -7,7 +7,7 @@ FIGURES_ARGS ?=
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-CHECKED := decentral tests benchmarks
+CHECKED := decentral tests benchmarks paper_figures
 
 # NumPy's BLAS threads beside XLA's get in each other's way; what loads NumPy before the tests' own setting needs it here.
 export OPENBLAS_NUM_THREADS ?= 1

@@ -1,17 +1,15 @@
 """The figures' scripts: which run folders they take, what they write, and the table of claims."""
 
 import json
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
 from decentral import cli
-from decentral.analysis.claims import Claim
+from decentral.analysis.claims import NOT_JUDGED, Claim
 from decentral.errors import InvalidInput, RunFailed
-from decentral.experiment import figures, load_spec
+from decentral.experiment import figures
 from decentral.experiment.figures import Experiment, load_script, make_figures, publish, write_table
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -27,7 +25,7 @@ algorithm = [{ kind = "gossip" }]
 stop.time_s = 1.0
 """
 SCRIPT = """
-from decentral.analysis.claims import Claim
+from decentral.analysis.claims import NOT_JUDGED, Claim
 from decentral.experiment.figures import Experiment, canvas, main
 
 TINY = Experiment("SPEC", ("problem.d=3",), folder="tiny")
@@ -182,17 +180,17 @@ def test_figures_from_nothing_and_again(root, capsys):
 
 
 @pytest.mark.slow
-def test_stragglers(tmp_path, monkeypatch, capsys):
-    script = next(path for path in SCRIPTS if path.stem == "stragglers")
-    for experiment in load_script(script).EXPERIMENTS:
-        experiment.make(tmp_path, smoke=True)
-        names = load_spec(experiment.spec).algorithm_names()
-        assert len(names) == 8
-        run = experiment.open(tmp_path, smoke=True)
-        assert run.algorithms == names
-        assert (run.path / "gantt_a2cid2.png").exists() or (run.path / "gantt_gossip.png").exists()
-    monkeypatch.setattr(sys, "argv", [str(script), "--smoke", "--runs", str(tmp_path)])
-    runpy.run_path(str(script), run_name="__main__")
-    assert {path.name for path in tmp_path.glob("*.p[nd][gf]")} == {
-        f"{name}-smoke.{kind}" for name in ("stragglers", "geant") for kind in ("png", "pdf")
-    }
+def test_every_figure_in_its_small_version(tmp_path):
+    """``decentral figures --smoke``: all scripts draw from small runs, judge nothing, and leave the table alone."""
+    table = (Path(__file__).parents[1] / "docs" / "claims.md").read_bytes()
+    lines = []
+    assert make_figures(smoke=True, runs=tmp_path, say=lines.append) == 0, "\n".join(lines)
+    drawn = {path.stem for path in tmp_path.glob("*.pdf")}
+    assert drawn == {path.stem for path in tmp_path.glob("*.png")}
+    for script in SCRIPTS:
+        module = load_script(script)
+        assert any(name.startswith(script.stem) for name in drawn), script.stem
+        if hasattr(module, "claims"):
+            written = json.loads((tmp_path / f"{script.stem}-smoke.json").read_text())
+            assert {claim["words"] for claim in written["claims"]} == {NOT_JUDGED}
+    assert (Path(__file__).parents[1] / "docs" / "claims.md").read_bytes() == table
