@@ -44,12 +44,10 @@ def draw(runs):
     note = (
         "Least squares, 100 samples and 2 features a worker, targets scaled at random; each x_i as stored at "
         "its worker's last event, as in "
-        "the notebook. Geometric mean and range of the seeds."
+        "the notebook. Geometric mean and range of the seeds; a communication is one use of an edge."
     )
     with canvas("A star of 300 workers", columns=2, panel=(4.2, 3.4), note=note) as (figure, (row,)):
-        for axes, axis, words in zip(
-            row, ("gradients", "communications"), ("gradients", "communications"), strict=True
-        ):
+        for axes, axis in zip(row, ("gradients", "communications"), strict=True):
             for name in run.algorithms:
                 distance = run.metric(name, "distance_to_optimum_stored")
                 count = count_of(run, name, axis).mean(0)
@@ -64,7 +62,8 @@ def draw(runs):
                     alpha=0.18,
                     linewidth=0,
                 )
-            axes.set(yscale="log", xlabel=f"{words} of all workers", title=f"Against {words}")
+            axes.set(yscale="log", xlabel=f"{axis} of all workers", title=f"Against {axis}")
+            axes.set(xlim=(0, 1.02 * COUNT), ylim=(1e-7, 3e5))  # as in the notebook
             axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         row[0].set_ylabel(r"mean of $\|x_i - x^{*}\|^2$")
         row[0].legend(loc="upper right")

@@ -241,8 +241,11 @@ def test_wrong_constants_of_dadao(objective):
     network = network_of(Poisson(), named("ring", n=N), DADAO(), objective)
     factors = DADAO(mu_factor=0.5, L_factor=2.0).resolve(objective, network)
     given = DADAO(mu=0.5 * objective.mu, L=2.0 * objective.L).resolve(objective, network)
-    assert dataclasses.replace(factors, mu_factor=1.0, L_factor=1.0) == given
+    assert (factors.mu, factors.L) == (objective.mu, objective.L)  # the factors stand beside them
+    assert dataclasses.replace(factors, mu=given.mu, L=given.L, mu_factor=1.0, L_factor=1.0) == given
     assert factors.resolve(objective, network) == factors
+    # As after a resume, where the seeds did not agree on a constant.
+    assert dataclasses.replace(factors, beta_tilde=None, gamma=None).resolve(objective, network) == factors
 
 
 def test_a_run_can_start_from_states(objective):
@@ -294,3 +297,52 @@ def test_the_dual_gradient_inverts_the_gradient(objective):
     y = jax.random.normal(jax.random.key(0), (4, 3), objective.dtype)
     primal = jax.vmap(objective.dual_gradient)(y, objective.shards)
     np.testing.assert_allclose(jax.vmap(objective.full_gradient)(primal, objective.shards), y, atol=1e-10)
+
+
+@pytest.mark.parametrize("algorithm", [EXTRA(), ADOM(), GradientTracking(learning_rate=0.05)])
+def test_lost_messages_are_refused(algorithm):
+    """Their recursions would go to a wrong point without a word."""
+    objective, cluster = quadratic(N, d=2), Cluster(faults=decentral.Faults(loss=0.1))
+    with pytest.raises(InvalidInput, match="every worker and every message"):
+        decentral.simulate(objective, named("ring", n=N), algorithm, Rounds(), cluster=cluster, stop=5.0)
+
+
+def test_adom_knows_what_a_few_mixing_steps_leave(objective):
+    """chi of T steps together is 1 / (1 - (1 - 1/chi)^T), but at least the 2 of the paper."""
+    topology = named("path", n=24)
+    objective = quadratic(24, d=2, condition_number=4.0)
+    low, high = SCHEDULES["laplacian"](topology).gossip_spectrum
+    for steps, chi in ((1, high / low), (5, 1 / (1 - (1 - low / high) ** 5)), (1000, 2.0)):
+        algorithm = ADOM(mixings=steps)
+        resolved = algorithm.resolve(objective, network_of(Rounds(), topology, algorithm, objective))
+        assert resolved.chi == pytest.approx(chi)
+
+
+def test_seeds_with_graphs_of_their_own():
+    """One seed's edges may be alike and another's not; MSDA's and ADOM+'s numbers of mixing steps differ."""
+    graphs = [named("star", n=6), named("barbell", n=6)]
+    problems = [quadratic(6, d=2, seed=k) for k in range(2)]
+    for algorithm, protocol in (
+        (Continuized(), Poisson()),
+        (MSDA(), Rounds()),
+        (ADOM(multi_consensus=True), Rounds()),
+    ):
+        both = decentral.simulate(
+            problems, graphs, algorithm, protocol, stop=30.0, seeds=2, record=Record(count=1)
+        )
+        for k in range(2):
+            alone = decentral.simulate(
+                problems[k], graphs[k], algorithm, protocol, stop=30.0, seeds=[k], record=Record(count=1)
+            )
+            np.testing.assert_allclose(
+                both.metrics["distance_to_optimum"][k], alone.metrics["distance_to_optimum"][0], rtol=1e-9
+            )
+
+
+def test_wrong_constants_are_not_multiplied_twice():
+    """A resolved spec with a constant left open (seeds disagree on it) resolves to what it was."""
+    objective = quadratic(N, d=2)
+    network = network_of(Poisson(), named("ring", n=N), DADAO(), objective)
+    resolved = DADAO(mu_factor=0.5, L_factor=4.0).resolve(objective, network)
+    again = dataclasses.replace(resolved, beta_tilde=None, eta=None).resolve(objective, network)
+    assert again == resolved

@@ -384,3 +384,27 @@ def test_a_damaged_record_of_tuning(whole, tmp_path):
     (tmp_path / "tuning.json").write_text("{}")
     with pytest.raises(InvalidInputs, match="name: missing"):
         resume(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*of those tried")
+def test_tuning_on_held_out_samples_is_warned_of(tmp_path):
+    """Those that decide would be those reported."""
+    source = tables(None, tune={"algorithm": rates(0.1, 0.2), "metric": "test_accuracy", "seeds": 1})
+    source["problem"] = {"kind": "breast_cancer", "dtype": "float32"}
+    with pytest.warns(UserWarning, match=r"held-out samples decide that are then reported"):
+        run(source, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["kind", "name"])
+def test_kind_and_name_are_not_tuned(key):
+    with pytest.raises(InvalidInput, match="hyper-parameters"):
+        load_spec(tables({key: ["a2cid2", "gossip"]}))
+
+
+def test_too_many_trials_are_refused_before_they_are_listed():
+    numbers = [0.001 * k for k in range(1, 40)]
+    grid = {
+        "optimizer": {"learning_rate": numbers, "momentum": [v / 2 for v in numbers], "weight_decay": numbers}
+    }
+    with pytest.raises(InvalidInput, match=r"59,319 points"):
+        load_spec(tables(grid))

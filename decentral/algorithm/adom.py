@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decentral.algorithm.base import Algorithm, choose, convex_constants, fill, pytree, require, static
+from decentral.algorithm.base import (
+    Algorithm,
+    check_mixings,
+    choose,
+    convex_constants,
+    fill,
+    known,
+    pytree,
+    require,
+    static,
+)
 from decentral.protocol.base import Demand, Network
 
 
@@ -56,7 +66,8 @@ class ADOM(Algorithm):
             :math:`\sigma_1 = 1/(1/\sigma_2 + 1/2)`, :math:`\eta = 1/(L \tau_2)`, :math:`\alpha = \nu = \mu/2`,
             :math:`\beta = 1/(2L)`, :math:`\delta = 1/(17 L)`, :math:`\gamma = \nu/(14 \sigma_2 \chi^2)`,
             :math:`\theta = \nu/(4 \sigma_2)`, :math:`\zeta = 1/2`.
-        chi: largest over smallest positive eigenvalue of :math:`I - W`, the worst of the schedule's; 2 with multi-consensus.
+        chi: largest over smallest positive eigenvalue of :math:`I - W`, the worst of the schedule's; of T > 1 steps together
+            :math:`\max(2, 1 / (1 - (1 - 1/\chi)^T))`.
         mu: strong convexity of every :math:`f_i`; the problem's by default.
         L: smoothness of every :math:`f_i`; the problem's by default.
 
@@ -72,7 +83,7 @@ class ADOM(Algorithm):
     """
 
     multi_consensus: bool = static(False)
-    mixings: int | None = static(None)
+    mixings: int | None = None
     scale: float | None = None
     tau_1: float | None = None
     tau_2: float | None = None
@@ -89,6 +100,9 @@ class ADOM(Algorithm):
     chi: float | None = None
     mu: float | None = None
     L: float | None = None
+
+    def __post_init__(self) -> None:
+        check_mixings(self.mixings)
 
     def demand(self, network: Network) -> Demand:
         steps = self._steps(network)
@@ -125,7 +139,10 @@ class ADOM(Algorithm):
         mu, smooth = convex_constants(self, problem)
         low, high = network.gossip_spectrum
         steps = self._steps(network)
-        chi = (2.0 if steps > 1 else high / low) if self.chi is None else self.chi
+        # After T steps what is left of a disagreement is at most (1 - 1/chi)^T; T >= chi ln 2 makes chi 2.
+        chi = high / low if self.chi is None else known("chi", self.chi, "the network")
+        if self.chi is None and steps > 1:
+            chi = max(2.0, 1 / -math.expm1(steps * math.log1p(-low / high)))
         tau_2, nu = math.sqrt(mu / smooth), mu / 2 if self.nu is None else self.nu
         sigma_2 = tau_2 / (16 * chi)
         constants = {

@@ -158,6 +158,26 @@ def fill(algorithm: Own, **constants: Any) -> Own:
     return dataclasses.replace(algorithm, **open_)  # type: ignore[type-var]
 
 
+def check_rate(learning_rate: float | None) -> None:
+    """Refuse a step that is none.
+
+    Raises:
+        InvalidInput: negative, or not finite.
+    """
+    if learning_rate is not None and not 0 <= learning_rate < float("inf"):
+        raise InvalidInput("learning_rate", learning_rate, "a finite number >= 0")
+
+
+def check_mixings(mixings: int | None) -> None:
+    """Refuse a number of mixing steps that is none.
+
+    Raises:
+        InvalidInput: below 1.
+    """
+    if mixings is not None and mixings < 1:
+        raise InvalidInput("mixings", mixings, "an integer >= 1")
+
+
 def require(algorithm: Own, names: Sequence[str]) -> Own:
     """The algorithm, if all these fields are given.
 
@@ -180,7 +200,10 @@ def convex_constants(algorithm: Any, problem: Any) -> tuple[float, float]:
         known(name, getattr(problem, name, None) if own is None else own, f"the problem ({what})")
         for name, own, what in (("mu", algorithm.mu, "strongly convex"), ("L", algorithm.L, "smooth"))
     )
-    mu, smooth = mu * getattr(algorithm, "mu_factor", 1.0), smooth * getattr(algorithm, "L_factor", 1.0)
+    mu, smooth = (
+        value * known(f"{name}_factor", getattr(algorithm, f"{name}_factor", 1.0), "the spec")
+        for name, value in (("mu", mu), ("L", smooth))
+    )
     if mu > smooth * (1 + 1e-12):
         raise InvalidInput("mu", mu, f"at most L = {smooth}")
     return mu, smooth

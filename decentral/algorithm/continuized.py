@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decentral.algorithm.base import Algorithm, convex_constants, fill, pytree, require, require_dual
+from decentral.errors import InvalidInput
 from decentral.protocol.base import Demand, Network
 
 
@@ -62,6 +63,16 @@ class Continuized(Algorithm):
     gamma_tilde: float | None = None
     mu: float | None = None
     L: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("eta", "gamma", "gamma_tilde"):
+            value = getattr(self, name)
+            if value is not None and np.ndim(value) not in (0, 2):
+                raise InvalidInput(
+                    name, value, "a number, or numbers (n, n)" if name == "gamma" else "a number"
+                )
+            if value is not None and not (np.isfinite(value).all() and np.min(value) >= 0):
+                raise InvalidInput(name, value, "finite and >= 0")
 
     @property
     def oracle(self) -> str:

@@ -113,6 +113,8 @@ class DADAO(Algorithm):
         if all(getattr(self, name) is not None for name in names):
             return self
         mu, smooth = convex_constants(self, problem)
+        # Beside the factors stand the constants they multiply: who resolves it again does not multiply twice.
+        own = convex_constants(dataclasses.replace(self, mu_factor=1.0, L_factor=1.0), problem)
         chi_1 = known(
             "chi_1", network.chi_1 if self.chi_1 is None and network else self.chi_1, "the topology"
         )
@@ -138,7 +140,7 @@ class DADAO(Algorithm):
             "delta_tilde": 1.0,
         }
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(self, mu=mu, L=smooth, chi_1=chi_1, **{**constants, **given})
+        return dataclasses.replace(self, mu=own[0], L=own[1], chi_1=chi_1, **{**constants, **given})
 
     def init(self, params, key) -> DADAOState:
         zero = jax.tree.map(jnp.zeros_like, params)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decentral.algorithm.base import Algorithm, fill, known, pytree, require
+from decentral.algorithm.base import Algorithm, check_rate, fill, known, pytree, require
 from decentral.protocol.base import Demand, Network
 
 
@@ -38,6 +38,9 @@ class EXTRA(Algorithm):
 
     learning_rate: float | None = None
     L: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rate(self.learning_rate)
 
     def demand(self, network: Network) -> Demand:
         return Demand(meetings=("mix",), fixed_weights=True, exact_rounds=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decentral.algorithm.base import Algorithm, pytree, require
+from decentral.algorithm.base import Algorithm, check_rate, pytree, require
 from decentral.protocol.base import Demand, Network
 
 
@@ -40,6 +40,9 @@ class GradientTracking(Algorithm):
     """
 
     learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rate(self.learning_rate)
 
     def demand(self, network: Network) -> Demand:
         return Demand(meetings=("mix",), exact_rounds=True)

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from decentral.algorithm.base import (
     Algorithm,
+    check_mixings,
     choose,
     convex_constants,
     fill,
     pytree,
     require,
     require_dual,
-    static,
 )
 from decentral.protocol.base import Demand, Network
 
@@ -66,13 +66,16 @@ class MSDA(Algorithm):
         networks, ICML 2017, Algorithm 2 (recalled); constants as in the authors' code of DADAO (commit eed1ed1).
     """
 
-    mixings: int | None = static(None)
+    mixings: int | None = None
     c_2: float | None = None
     c_3: float | None = None
     eta: float | None = None
     momentum: float | None = None
     mu: float | None = None
     L: float | None = None
+
+    def __post_init__(self) -> None:
+        check_mixings(self.mixings)
 
     @property
     def oracle(self) -> str:

@@ -179,6 +179,9 @@ class Optimizer(_Recipe):
                     )
             if "learning_rate" in accepted:
                 arguments = {"learning_rate": None, **arguments}
+            for name, value in arguments.items():
+                if name not in OURS:
+                    _check_argument(name, value, accepted[name].default)
             for name in ("learning_rate", "weight_decay"):
                 if arguments.get(name) is not None:
                     arguments[name] = _number(f"optimizer.{name}", arguments[name])
@@ -228,13 +231,32 @@ class Optimizer(_Recipe):
 OURS = ("weight_decay", "decay", "schedule")
 
 
+def _check_argument(name: str, value: Any, default: Any) -> None:
+    """An argument of the optax function, as far as its name and default tell what it has to be; it checks little itself."""
+    key = f"optimizer.{name}"
+    plain = isinstance(value, bool | int | float | str)
+    if plain and isinstance(value, bool) != isinstance(default, bool):
+        raise InvalidInput(key, value, "true or false" if isinstance(default, bool) else "a number")
+    if isinstance(value, str) and not isinstance(default, str):
+        raise InvalidInput(key, value, "a number")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not -float("inf") < value < float("inf"):
+            raise InvalidInput(key, value, "a finite number")
+        if name in ("momentum", "b1", "b2", "b3") and not 0 <= value < 1:
+            raise InvalidInput(key, value, "a number from 0 to below 1")
+
+
 def _mask_name(accepted: Mapping[str, Any]) -> str | None:
     """What the optax function calls the mask of its weight decay."""
     return next((name for name in ("mask", "weight_decay_mask") if name in accepted), None)
 
 
 def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
+    def is_matrix(path: tuple, leaf: Any) -> bool:
+        # The stacked biases of a mixture's experts have two axes, and are biases still.
+        return jnp.ndim(leaf) >= 2 and not (path and getattr(path[-1], "key", None) == "bias")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def _check_decay(kind: str, arguments: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:

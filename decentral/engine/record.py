@@ -12,6 +12,8 @@ import numpy as np
 
 from decentral.engine.execute import Context, Program
 
+AT_ONCE = 256
+"""Samples of single models that are looked at together where models are deep."""
 RECORDED_WORKERS = 16
 """Losses of single workers are taken on at most this many workers: on all of them one record would cost O(n^2)."""
 
@@ -80,11 +82,22 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
         if not evaluate:
             return metrics
 
+        # Deep models see some shards at a time too: all of them at once are the activations of the whole data set.
+        samples = max((leaf.shape[1] for leaf in jax.tree.leaves(shards) if leaf.ndim > 1), default=1)
+        at_once = max(1, AT_ONCE // samples) if problem.is_deep else 0
+
+        def each_shard(function, shards):
+            return (
+                jax.lax.map(function, shards, batch_size=at_once) if at_once else jax.vmap(function)(shards)
+            )
+
         def measured(model, of_one):
             values, scores = {}, {}
             if not (of_one and problem.is_deep and held_out is not None):
-                values["loss"] = jax.vmap(problem.loss, (None, 0))(model, shards).mean()
-                scores["train"] = _pooled(problem, model, shards)
+                values["loss"] = each_shard(lambda shard: problem.loss(model, shard), shards).mean()
+                scores["train"] = _pooled(
+                    each_shard(lambda shard: problem.train_metrics(model, shard), shards)
+                )
             if held_out is not None:
                 scores["test"] = problem.evaluate(model, held_out)
             return values | {f"{split}_{name}": v for split, of in scores.items() for name, v in of.items()}
@@ -140,9 +153,8 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
     return jax.jit(record)
 
 
-def _pooled(problem, model, shards):
+def _pooled(parts):
     """The problem's train metrics over all samples of all shards."""
-    parts = jax.vmap(problem.train_metrics, (None, 0))(model, shards)
     return {name: total.sum() / number.sum() for name, (total, number) in parts.items()}
 
 

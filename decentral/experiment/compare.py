@@ -82,7 +82,7 @@ class _Row:
             cell = {"mean": said["mean"], "half_width": said["half_width"]}
             if said["mean"] is None and not machine:
                 cell = f"{said['seeds'] - said['reached']} of {said['seeds']} seeds never"
-            heading = f"{axis}_to_target" if machine else f"{unit} to {metric} {level:.3g}"
+            heading = f"{axis}_to_target" if machine else f"{unit} to {metric} {level:.6g}"
             yield heading, cell, np.atleast_1d(times), "below"
 
 
@@ -161,14 +161,18 @@ def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict
         machine: headings are names for programs that read the table, and everything is there.
     """
     table: dict[str, dict[str, Any]] = {}
-    seen: dict[str, dict[str, tuple[_Row, np.ndarray, str]]] = {}
+    seen: dict[tuple, dict[str, tuple[_Row, np.ndarray, str]]] = {}
     steps = {row.label: row.manifest.get("steps", {}).get(row.name) for row in rows}
     for row in rows:
         cells = table[row.label] = {}
+        target = row.entry.get("to_target") or {}
         for heading, cell, values, side in row.measured(machine):
             cells[heading] = dict(cell) if isinstance(cell, Mapping) else cell
             if side:
-                seen.setdefault(heading, {})[row.label] = (row, values, side)
+                # Times to different targets are no column to judge, whatever stands above them.
+                timed = heading.endswith("_to_target") or " to " in heading
+                what = (heading, target["metric"], target["target"]) if timed else (heading,)
+                seen.setdefault(what, {})[row.label] = (row, values, side)
         if machine and (target := row.entry.get("to_target")):
             cells |= {"target_metric": target["metric"], "target": target["target"]}
         cells["seeds"] = len(row.entry["seeds"])
@@ -177,7 +181,7 @@ def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict
             cells["steps"] = steps[row.label]
         if machine:
             cells |= {"compute_hours": row.hours("run"), "tuning_hours": row.hours("tuning")}
-    for heading, column in seen.items():
+    for (heading, *_), column in seen.items():
         _judge(heading, column, table, machine)
     return table
 

@@ -1,8 +1,8 @@
 """What the scripts of ``paper_figures/`` share: the run folders they need, what they write, and the table of all claims.
 
-A script is a Python file with ``EXPERIMENTS`` (a sequence of :class:`Experiment`), ``draw(runs) -> Figure`` (or name ->
-Figure, for several) and, where it checks claims, ``claims(runs) -> list[Checked]``. Run as a program it draws from run
-folders that are there; ``decentral figures`` makes those that are missing first.
+A script is a Python file with ``EXPERIMENTS`` (a sequence of :class:`Experiment`; ``SMOKE_EXPERIMENTS``: fewer, for a look),
+``draw(runs) -> Figure`` (or name -> Figure, for several) and, where it checks claims, ``claims(runs) -> list[Checked]``. Run
+as a program it draws from run folders that are there; ``decentral figures`` makes those that are missing first.
 """
 
 from __future__ import annotations
@@ -261,6 +261,11 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
+def experiments_of(module: ModuleType, *, smoke: bool = False) -> tuple[Experiment, ...]:
+    """The runs a script draws from; for a look, those of ``SMOKE_EXPERIMENTS`` alone where it has them."""
+    return tuple(getattr(module, "SMOKE_EXPERIMENTS", module.EXPERIMENTS) if smoke else module.EXPERIMENTS)
+
+
 def publish(
     script: Path,
     runs: Path,
@@ -282,7 +287,7 @@ def publish(
         InvalidInput: a run folder cannot be used; names the command that makes it.
     """
     module, opened = load_script(script), Runs(runs, smoke=smoke)
-    for experiment in module.EXPERIMENTS:
+    for experiment in experiments_of(module, smoke=smoke):
         opened[experiment]
     drawn = module.draw(opened)
     figures = drawn if isinstance(drawn, Mapping) else {script.stem: drawn}
@@ -335,7 +340,9 @@ def make_figures(
     scripts = _scripts(root, paper)
     runs.mkdir(parents=True, exist_ok=True)
     began, failed = time.perf_counter(), []
-    experiments = {e.path(runs): e for script in scripts for e in load_script(script).EXPERIMENTS}
+    experiments = {
+        e.path(runs): e for script in scripts for e in experiments_of(load_script(script), smoke=smoke)
+    }
     missing = [e for e in experiments.values() if not _ready(e, runs, smoke)]
     # First one of every spec: the others find its programs compiled.
     specs = [e.spec for e in missing]

@@ -26,7 +26,16 @@ import numpy as np
 
 from decentral.errors import InvalidInput
 
-WRITTEN = ("spec.toml", "metrics.npz", "summary.json", "tuning.json", "trace_*.npz", "*.png", "*.tmp", ".*.tmp")
+WRITTEN = (
+    "spec.toml",
+    "metrics.npz",
+    "summary.json",
+    "tuning.json",
+    "trace_*.npz",
+    "*.png",
+    "*.tmp",
+    ".*.tmp",
+)
 """What a run leaves in its folder, beside ``manifest.json`` and ``checkpoint/``."""
 PACKAGES = ("decentral", "jax", "jaxlib", "optax", "networkx", "numpy", "scipy", "numba", "matplotlib")
 

@@ -124,7 +124,7 @@ def _copy(value: Any) -> Any:
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; a table with a kind of its own is a value: it replaces, the others are merged in."""
     for key, value in table.items():
-        if isinstance(value, Mapping) and "kind" not in value:
+        if isinstance(value, Mapping) and not isinstance(value.get("kind", []), str):
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -158,7 +158,7 @@ def addressed(key: str, names: Sequence[str], said: str, value: Any) -> tuple[li
     owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
     rest = key if owner is None else key.removeprefix(f"{owner}.")
     first, _, deeper = rest.partition(".")
-    if first in names or (deeper and first not in ("optimizer", "protocol", "compressor")):
+    if first in names or (deeper and first not in ("optimizer", "inner", "protocol", "compressor")):
         raise InvalidInput(
             said,
             value,

@@ -229,6 +229,13 @@ def _tuning(
         "spec": spec.as_dict(), "seeds": trials.spec.seed_list, "target": tune.target, "algorithms": dict(done),
     }  # fmt: skip
     runs = trial_runs(spec, trials, done)
+    metric = tune.metric or spec.record.target_metric or ""
+    if metric.startswith("test_"):
+        warnings.warn(
+            f"tune.metric = {metric!r}: held-out samples decide that are then reported, unless every seed draws its own split. "
+            "Decide by loss.",
+            stacklevel=2,
+        )
 
     def begin(path: Path) -> _Ready:
         folders.write_json(path / "tuning.json", record)
@@ -547,7 +554,11 @@ def _execute(
         plot_overview(curves, path / "overview.png", title=prepared.spec.name)
         draw_timelines(path, prepared, results)
         close("finished")
-    except InvalidInput:
+    except InvalidInput as error:
+        if results or not any(
+            checkpoints.folder.glob("*.npz")
+        ):  # else nothing is written before a checkpoint is good
+            keep("failed", str(error))
         raise
     except Diverged as error:
         keep("failed", f"Diverged: {error}")

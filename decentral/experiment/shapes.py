@@ -28,7 +28,9 @@ def shapes_of(problem: Problem, algorithm: Algorithm) -> Shapes:
 
     def message(state, key):
         def oracle(params, key, count):
-            return problem.oracle(algorithm.oracle)(params, problem.shards, jnp.zeros((), jnp.int32), key, count)
+            return problem.oracle(algorithm.oracle)(
+                params, problem.shards, jnp.zeros((), jnp.int32), key, count
+            )
 
         actor = Actor(state, jnp.zeros((), problem.dtype), jnp.zeros((), jnp.uint32), algorithm, oracle, key)
         return algorithm.message(state, Local(actor), key)[0]

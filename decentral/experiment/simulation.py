@@ -680,7 +680,11 @@ def _stack_algorithms(algorithms: Sequence[Algorithm], dtype) -> tuple[Algorithm
     for _, other in flat:
         if other != structure:
             raise InvalidInput("algorithm", other, f"replicas of one structure, {structure}")
-    columns = [np.array([np.asarray(one[k], dtype) for one, _ in flat]) for k in range(len(leaves))]
+    # A table in one replica and one number in another (a step per edge where edges are alike): the number is a table.
+    columns = [
+        np.stack(np.broadcast_arrays(*(np.asarray(one[k], dtype) for one, _ in flat)))
+        for k in range(len(leaves))
+    ]
     varies = any((column != column[:1]).any() for column in columns)
     chosen = [jnp.asarray(column if varies else column[0]) for column in columns]
     return jax.tree.unflatten(structure, chosen), varies

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _TALLEST = 1e6
 """Of the axis of a figure: the highest value over the lowest."""
+MOST_TRIALS = 1000
+"""Of one algorithm."""
 METRICS = ("suboptimality", "loss")
 """What decides where nothing is said: the first of these that is recorded."""
 
@@ -82,7 +84,11 @@ class Tune:
                 raise InvalidInput(said, values, "a list of values to try")
             if any(values.count(value) > 1 for value in values):
                 raise InvalidInput(said, list(values), "each value once")
-            read.append((*addressed(key, names, said, values), list(values)))
+            whose, own = addressed(key, names, said, values)
+            if own in ("kind", "name"):
+                advice = "Another algorithm is another [[algorithm]] table."
+                raise InvalidInput(said, list(values), "hyper-parameters", advice)
+            read.append((whose, own, list(values)))
         grids: dict[str, dict[str, list]] = {name: {} for name in names}
         for whose, key, values in sorted(
             read, key=lambda entry: -len(entry[0])
@@ -90,7 +96,15 @@ class Tune:
             for name in whose:
                 grids[name][key] = values
         grids = {name: grid for name, grid in grids.items() if grid}
-        trials = {name: len(points(grid)) for name, grid in grids.items()}
+        trials = {name: math.prod(map(len, grid.values())) for name, grid in grids.items()}
+        if max(trials.values()) > MOST_TRIALS:
+            name = max(trials, key=trials.__getitem__)
+            raise InvalidInput(
+                "tune.algorithm",
+                f"{trials[name]:,} points for {name}",
+                f"at most {MOST_TRIALS:,}",
+                "Shorter lists.",
+            )
         if len(set(trials.values())) > 1:
             said = ", ".join(f"{count} for {name}" for name, count in trials.items())
             raise InvalidInput(
@@ -290,6 +304,7 @@ def tune_algorithm(
         key
         for key, values in grid.items()
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        and len(values) > 1
         and chosen[key] in (min(values), max(values))
     ]
     for key in edges:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -169,7 +170,7 @@ def libsvm(*, path: str, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
         raise InvalidInput("problem.path", path, "a file in LIBSVM's format", "There is no such file.")
     try:
         features, labels = load(path)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, OSError, EOFError, zlib.error) as error:
         raise InvalidInput("problem.path", path, "a file in LIBSVM's format", str(error)) from None
     names, labels = np.unique(labels, return_inverse=True)
     if not 2 <= len(names) <= math.isqrt(len(labels)) + 10:
@@ -218,7 +219,13 @@ class Markov(NamedTuple):
         # pi (P - I) = 0 and sum(pi) = 1: one of the first equations follows from the others.
         system = moves.T - np.eye(size)
         system[-1] = 1.0
-        stationary = np.linalg.solve(system, np.eye(size)[-1]).clip(0)
+        try:
+            stationary = np.linalg.solve(system, np.eye(size)[-1]).clip(0)
+        except np.linalg.LinAlgError:
+            raise InvalidInput(
+                "problem.concentration", "a language that falls apart", "one where every context follows from every other",
+                "Take a larger concentration, or another seed.",
+            ) from None  # fmt: skip
         stationary /= stationary.sum()
         surprise = -np.where(rows > 0, rows * np.log(np.where(rows > 0, rows, 1.0)), 0.0).sum(1)
         return cls(table, stationary.reshape(table.shape[:-1]), float(stationary @ surprise))
@@ -266,7 +273,7 @@ def markov(
     check_int("problem.length", length, order)
     check_int("problem.sequences", sequences)
     check_int("problem.test_sequences", test_sequences, 0)
-    concentration = check_number("problem.concentration", concentration, low=0.02)
+    concentration = check_number("problem.concentration", concentration, low=0.02, high=1e6)
     if vocabulary**order > LARGEST:
         raise InvalidInput("problem.order", order, f"vocabulary^order of at most {LARGEST:,}")
     drawn = random_generator(seed, "markov table").dirichlet(

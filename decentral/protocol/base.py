@@ -40,7 +40,8 @@ class Demand:
         local_steps: gradients between two meetings, where the protocol has rounds and leaves it open.
         fixed_weights: ``mix`` must use the same matrix every time, without losses or crashes: workers keep copies of what their
             neighbours sent, or a recursion over steps needs it.
-        exact_rounds: every worker takes ``local_steps`` gradients before every meeting, no more and no fewer, and none meanwhile.
+        exact_rounds: every worker takes ``local_steps`` gradients before every meeting, no more and no fewer, and none
+            meanwhile; no losses or crashes.
         mixing: the schedule of ``mix`` where the protocol leaves it open, a key of ``SCHEDULES``.
         mixings: mixing steps, one after the other, in a meeting by ``mix``.
         reply: whether a worker answers a message with its own (``push``).

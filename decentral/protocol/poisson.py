@@ -109,7 +109,7 @@ class Poisson:
     def events_per_gradient(self, network: Network) -> float:
         """One, and the exchanges that go with it."""
         rate = network.gradients_per_s * network.time_unit_s * network.undirected.n
-        return 1 + network.undirected.total_rate / max(rate, 1e-12)
+        return 1 + network.undirected.total_rate / rate if rate else 1.0
 
     def timeline(self, network: Network, stop: Stop, seed: int) -> Trace:
         """All ticks up to the stop, in order of time.

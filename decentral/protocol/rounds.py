@@ -652,12 +652,12 @@ class Rounds:
         schedule = self.schedule(topology, demand.mixing)
         meeting = self._meeting(demand, schedule)
         faults = cluster.faults
-        if demand.fixed_weights and (
+        if (demand.fixed_weights or demand.exact_rounds) and (
             faults.mean_loss or faults.down or faults.partitions or faults.crash_every_s < math.inf
         ):
             raise InvalidInput(
                 "cluster.faults", "losses, crashes or partitions", "none of them for this algorithm",
-                "It needs the same weights every time.",
+                "Its recursion needs every worker and every message.",
             )  # fmt: skip
         demand = dataclasses.replace(demand, meetings=(meeting,))
         n = topology.n
