@@ -811,7 +811,7 @@ def test_json_has_no_nan(tmp_path):
         ({"record": {"events": [10**9]}}, "record.events: got 1000000000; allowed: at most the"),
         ({"record": {"target_metric": "sub_optimality"}}, "a recorded metric. Did you mean 'suboptimality'?"),
         ({"record": {"target_metric": "loss", "evaluate": False}}, "record.target_metric: got 'loss'"),
-        ({"algorithm": [GOSSIP | {"optimizer": {"learning_rate": 0.1, "momentum": "much"}}]}, "momentum='much'); allowed:"),
+        ({"algorithm": [GOSSIP | {"optimizer": {"learning_rate": 0.1, "momentum": "much"}}]}, "optimizer.momentum: got 'much'; allowed: a number"),
         ({"algorithm": [{"kind": "dadao"}], "protocol": {"gradients_per_s": 2.0}}, "algorithm dadao: protocol.gradients_per_s:"),
         ({"problem": {"kind": "digits"}, "topology": {"kind": "ring", "n": 1500}}, "no samples for 62 of 1500 workers"),
         ({"problem": {"kind": "digits", "partition": "labels"}}, "Did you mean 'label'?"),
