@@ -22,11 +22,19 @@ CASES = {
     for name in TITLES
 }
 EXPERIMENTS = tuple(experiment for of in CASES.values() for experiment in of.values())
+SMOKE_EXPERIMENTS = tuple(of["label"] for of in CASES.values())
 
 
 def draw(runs):
     return {
-        name: _draw({partition: runs[experiment] for partition, experiment in of.items()}, TITLES[name])
+        name: _draw(
+            {
+                partition: runs[experiment]
+                for partition, experiment in of.items()
+                if not runs.smoke or experiment in SMOKE_EXPERIMENTS
+            },
+            TITLES[name],
+        )
         for name, of in CASES.items()
     }
 

@@ -197,9 +197,8 @@ def test_every_figure_in_its_small_version(tmp_path):
     drawn = {path.stem for path in tmp_path.glob("*.pdf")}
     assert drawn == {path.stem for path in tmp_path.glob("*.png")}
     for script in SCRIPTS:
-        module = load_script(script)
         assert any(name.startswith(script.stem) for name in drawn), script.stem
-        if hasattr(module, "claims"):
-            written = json.loads((tmp_path / f"{script.stem}-smoke.json").read_text())
-            assert {claim["words"] for claim in written["claims"]} == {NOT_JUDGED}
+    judged = [json.loads(path.read_text()) for path in tmp_path.glob("*-smoke.json")]
+    assert len(judged) > 12
+    assert {claim["words"] for written in judged for claim in written["claims"]} == {NOT_JUDGED}
     assert (Path(__file__).parents[1] / "docs" / "claims.md").read_bytes() == table
