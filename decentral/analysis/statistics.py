@@ -47,8 +47,8 @@ def bootstrap_interval(
     """An interval of the mean over the seeds that assumes no distribution, beside Student's t of :func:`mean_interval`.
 
     Its ends lie where the values do: it is not symmetric, and does not reach below 0 where no value does. It is too narrow
-    with few seeds. Of 95 % asked for, covered (measured, BCa, 400 draws; in brackets Student's t): normal numbers, 5 seeds
-    83 % (94), 20 seeds 92 % (94); log-normal numbers with sigma 1, 5 seeds 75 % (83), 20 seeds 88 % (86), 50 seeds 91 % (91).
+    with few seeds: of 30 normal numbers a 95 % interval holds the mean in 91 to 93 % of draws (the tests hold it to that), of
+    5 in fewer. Student's t stays the default everywhere.
 
     Args:
         values: ``(seeds,)``.
@@ -64,9 +64,8 @@ def bootstrap_interval(
         Efron, Tibshirani: An Introduction to the Bootstrap, 1993, chapters 13 and 14 (recalled); ``scipy.stats.bootstrap``.
     """
     values = np.asarray(values, dtype=np.float64)
-    methods = {"BCa": "BCa", "percentile": "percentile"}
-    if method not in methods:
-        raise InvalidInput("method", method, "a bootstrap", suggest(method, methods))
+    if method not in ("BCa", "percentile"):
+        raise InvalidInput("method", method, "a bootstrap", suggest(method, ("BCa", "percentile")))
     if not 0 < level < 1:
         raise InvalidInput("level", level, "a number between 0 and 1")
     if values.ndim != 1 or values.size == 0:
@@ -78,7 +77,7 @@ def bootstrap_interval(
     from scipy.stats import bootstrap  # half a second to import
 
     found = bootstrap(
-        (values,), np.mean, n_resamples=resamples, confidence_level=level, method=methods[method],
+        (values,), np.mean, n_resamples=resamples, confidence_level=level, method=method,
         rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -66,13 +66,13 @@ class _Row:
         wall_s = (self.manifest.get("wall_s") or {}).get(self.name)
         return None if wall_s is None else sum(wall_s.values()) / 3600
 
-    def measured(self, machine: bool) -> Iterator[tuple[str, Any, np.ndarray, str]]:
-        """Columns: heading, cell, value per seed, and which side is better (empty for none)."""
+    def measured(self, machine: bool) -> Iterator[tuple[str, Any, np.ndarray, str, tuple]]:
+        """Columns: heading, cell, value per seed, which side is better (empty for none), and the target of a time to it."""
         for metric, heading in COLUMNS.items():
             if metric in self.entry["final"]:
                 side = "" if metric in COUNTS else better_direction(metric)
                 cell, values = self.entry["final"][metric], self.metrics[metric][:, -1]
-                yield metric if machine else heading, cell, values, side
+                yield metric if machine else heading, cell, values, side, ()
         target = self.entry.get("to_target") or {}
         for axis, unit in AXES.items() if target else ():
             if axis != "time_s" and not machine:
@@ -83,7 +83,7 @@ class _Row:
             if said["mean"] is None and not machine:
                 cell = f"{said['seeds'] - said['reached']} of {said['seeds']} seeds never"
             heading = f"{axis}_to_target" if machine else f"{unit} to {metric} {level:.6g}"
-            yield heading, cell, np.atleast_1d(times), "below"
+            yield heading, cell, np.atleast_1d(times), "below", (metric, level)
 
 
 def compare(directories: Sequence[str | Path], format: str = "text", *, hours: bool = False) -> str:
@@ -165,14 +165,11 @@ def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict
     steps = {row.label: row.manifest.get("steps", {}).get(row.name) for row in rows}
     for row in rows:
         cells = table[row.label] = {}
-        target = row.entry.get("to_target") or {}
-        for heading, cell, values, side in row.measured(machine):
+        for heading, cell, values, side, target in row.measured(machine):
             cells[heading] = dict(cell) if isinstance(cell, Mapping) else cell
             if side:
-                # Times to different targets are no column to judge, whatever stands above them.
-                timed = heading.endswith("_to_target") or " to " in heading
-                what = (heading, target["metric"], target["target"]) if timed else (heading,)
-                seen.setdefault(what, {})[row.label] = (row, values, side)
+                # Times to different targets are not judged against each other, whatever stands above them.
+                seen.setdefault((heading, *target), {})[row.label] = (row, values, side)
         if machine and (target := row.entry.get("to_target")):
             cells |= {"target_metric": target["metric"], "target": target["target"]}
         cells["seeds"] = len(row.entry["seeds"])

@@ -90,7 +90,8 @@ def run(
         checkpoint_every_s: wall seconds between checkpoints.
 
     Raises:
-        InvalidInput: something is wrong with the spec or the folder; nothing was written.
+        InvalidInput: something is wrong with the spec or the folder; nothing was written, unless it only comes up with a later
+            algorithm or after the tuning: the manifest then says that it failed.
         RunFailed: the run could not finish; what was recorded before is in the folder.
     """
     spec = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
-from decentral.errors import InvalidInput, MissingExtra, suggest
+from decentral.errors import InvalidInput, MissingExtra
+from decentral.topology.graphs import check_choice as check_choice
 
 
 def check_int(name: str, value: object, minimum: int = 1) -> int:
@@ -32,14 +32,6 @@ def check_number(
     if not math.isfinite(value) or value < low or value >= high or (open_low and value == low):
         raise InvalidInput(name, value, words)
     return float(value)
-
-
-def check_choice(name: str, value: object, allowed: Iterable[str]) -> str:
-    """``value`` if it is one of the ``allowed`` words; otherwise a message with the nearest one."""
-    allowed = list(allowed)
-    if not isinstance(value, str) or value not in allowed:
-        raise InvalidInput(name, value, "one of the names below", suggest(str(value), allowed))
-    return value
 
 
 def check_dtype(dtype: Any) -> np.dtype:

@@ -44,10 +44,12 @@ def check_number(name: str, value: Any, low: float, high: float, *, above: bool 
     return float(value)
 
 
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """InvalidInput, with the nearest name, unless ``value`` is one of ``allowed``."""
-    if value not in tuple(allowed):
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """``value`` if it is one of the ``allowed`` words; otherwise a message with the nearest one."""
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
         raise InvalidInput(name, value, "one of the names below", suggest(str(value), allowed))
+    return value
 
 
 def _power_of_two(n: int, graph: str) -> int:
