@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Operand:
 
     Attributes:
         bank: the bank it indexes: ``"worker"``, ``"server"`` (the one copy of algorithms whose workers hold none), ``"group"``
-            (a table of :class:`Groups`), or a bank of slots.
+            (a table of :class:`Groups`), one of ``Trace.banks`` (the stages of a pipeline), or a bank of slots.
         reads: the op looks at the element.
         writes: the op replaces the element.
         opens: the op puts a new element into a slot; the trace gives it a number no open element has.
@@ -49,7 +50,8 @@ class Op:
     """One instruction: a name and its operands. The first is a worker: whose data, keys and replica the event uses.
 
     Attributes:
-        name: of the instruction.
+        name: of the instruction; after a colon, the kind of element it is for, where elements of several kinds differ in
+            shape: ``"forward:block"``.
         operands: what it takes.
         gradients: gradients that have been applied when it is done (of a group op: one per member).
         messages: messages it puts on the wire (of a group op: counted from its table).
@@ -64,6 +66,16 @@ class Op:
     def is_group(self) -> bool:
         """It takes a group: many workers at once."""
         return any(operand.bank == "group" for operand in self.operands)
+
+    @property
+    def instruction(self) -> str:
+        """The name without the kind."""
+        return self.name.partition(":")[0]
+
+    @property
+    def kind(self) -> str:
+        """The kind of element it is for, or nothing."""
+        return self.name.partition(":")[2]
 
 
 _WORKER = Operand("worker")
@@ -95,6 +107,10 @@ EVALUATE = Op("evaluate", (_WHOSE, Operand("gradient")), messages=1)
 PUSH = Op("push", (_WHOSE, _SERVER, _closes("gradient")), gradients=1)
 ABANDON = Op("abandon", (_WHOSE, _closes("gradient", reads=False)))
 STEP = Op("step", (_WHOSE, _SERVER, _GROUP))
+LOAD = Op("load", (_WHOSE, Operand("server", writes=False), _opens("gradient")))
+"""All workers take the parameters at which they go on computing."""
+REDUCE = Op("reduce", (_WHOSE, _SERVER, _closes("gradient"), _GROUP))
+"""The end of an all-reduce of gradients at parameters that were loaded before: what a ``step`` is without overlap."""
 AVERAGE = Op("average", (_WHOSE, _GROUP))
 MIX = Op("mix", (_WHOSE, _GROUP))
 COPY = Op("copy", (Operand("worker", reads=False), Operand("worker", writes=False)))
@@ -117,17 +133,66 @@ OPS = {
             SEND,
             RECEIVE,
         ),
-        *(DROP, PULL, EVALUATE, PUSH, ABANDON, STEP, AVERAGE, MIX, COPY, RESET, SUBMIT, WORK),
+        *(DROP, PULL, EVALUATE, PUSH, ABANDON, STEP, LOAD, REDUCE, AVERAGE, MIX, COPY, RESET, SUBMIT, WORK),
     )
 }
-"""Every op the executors implement, by name."""
+"""Every op the executors implement, by name; those of a pipeline's stages are made by :func:`pipeline_ops`."""
+REDUCTIONS = ("step", "reduce")
+"""Group ops whose table holds gradients."""
+
+
+STAGE_INSTRUCTIONS = ("forward", "turn", "backward", "exchange")
+"""What the ops of a pipeline do, whatever the kind of stage."""
+
+
+class StageShape(NamedTuple):
+    """One stage of a pipeline, as far as a timeline knows it.
+
+    Attributes:
+        kind: stages of one kind have the same code and shapes.
+        takes: the name of the shape of what comes from the stage before; empty for the first stage, which takes samples.
+        gives: the name of the shape of what goes to the next stage; empty for the last.
+    """
+
+    kind: str
+    takes: str
+    gives: str
+
+
+def pipeline_ops(stages: Sequence[StageShape]) -> tuple[Op, ...]:
+    """The instruction set of a pipeline: a forward and a backward op per kind of stage, and an exchange of equal stages.
+
+    * ``forward:KIND(worker, stage, token, token, stash)`` at its start: takes the activations that came, puts its own on
+      the wire, and keeps what its backward pass will need. The first stage has no token to take.
+    * ``turn:KIND(worker, stage, token, cotoken)`` at its end: the last stage, forward and backward at once.
+    * ``backward:KIND(worker, stage, cotoken, stash, cotoken)`` at its end: the first stage sends none.
+    * ``exchange:KIND(worker, stage, stage)``: instantaneous gossip of the same stage of two pipelines.
+
+    Banks: ``stage:KIND`` (``Trace.banks``); slots ``token:SHAPE`` for activations on their way up, ``cotoken:SHAPE`` for
+    gradients on their way down, and ``stash:KIND``.
+    """
+    ops = []
+    for kind, takes, gives in dict.fromkeys(stages):
+        stage, looks = Operand(f"stage:{kind}"), Operand(f"stage:{kind}", writes=False)
+        if gives:
+            comes = (_closes(f"token:{takes}"),) if takes else ()
+            operands = (_WHOSE, looks, *comes, _opens(f"token:{gives}"), _opens(f"stash:{kind}"))
+            ops.append(Op(f"forward:{kind}", operands, messages=1))
+            goes = (_opens(f"cotoken:{takes}"),) if takes else ()
+            operands = (_WHOSE, stage, _closes(f"cotoken:{gives}"), _closes(f"stash:{kind}"), *goes)
+            ops.append(Op(f"backward:{kind}", operands, messages=len(goes)))
+        else:
+            operands = (_WHOSE, stage, _closes(f"token:{takes}"), _opens(f"cotoken:{takes}"))
+            ops.append(Op(f"turn:{kind}", operands, gradients=1, messages=1))
+        ops.append(Op(f"exchange:{kind}", (_WHOSE, stage, stage), messages=2))
+    return tuple(ops)
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
     """Ragged tables that group ops point to: table g is the entries ``start[g] ... start[g + 1] - 1``.
 
-    * ``step``: the gradients of ``sender``, each with ``weight``; a worker that took several is there several times.
+    * ``step``, ``reduce``: the gradients of ``sender``, each with ``weight``; who took several is there several times.
     * ``average``: the messages of ``sender`` with ``weight``; those with ``receiver`` >= 0 receive the weighted sum.
     * ``mix``: ``receiver`` receives the sum of ``weight`` times the message of ``sender`` over its entries.
 
@@ -220,6 +285,8 @@ class Trace:
         duration_s: float64 ``(events,)``, or None where nothing takes time: how long what ends with this event took (a
             gradient's computation, a message's way, an all-reduce). It draws charts and decides no number: no part of the
             hash.
+        banks: ``(name, elements of one replica)`` of every bank besides workers and servers whose elements stay: the stages
+            of pipelines. Replica r owns the elements ``r * elements ... (r+1) * elements - 1``.
     """
 
     time_s: np.ndarray
@@ -230,6 +297,7 @@ class Trace:
     replicas: tuple[Replica, ...] = (Replica(),)
     groups: Groups = NO_GROUPS
     duration_s: np.ndarray | None = None
+    banks: tuple[tuple[str, int], ...] = ()
 
     @property
     def horizon_s(self) -> float:
@@ -260,6 +328,7 @@ class Trace:
         seed: int | None = None,
         groups: Groups = NO_GROUPS,
         duration_s: np.ndarray | None = None,
+        banks: Sequence[tuple[str, int]] = (),
     ) -> Trace:
         """A trace from event columns of your own: a recorded run, a cluster's log, a hand-made test.
 
@@ -276,6 +345,7 @@ class Trace:
             seed: keys the draws made on this trace.
             groups: the tables of group ops.
             duration_s: ``(events,)``, as in the class.
+            banks: as in the class.
 
         Raises:
             InvalidInput: unknown op, an operand that is not there, time running backwards, lengths that differ.
@@ -328,7 +398,10 @@ class Trace:
         last = float(time_s[-1]) if time_s.size else 0.0
         horizon_s = last if horizon_s is None else float(horizon_s)
         replicas = (Replica(seed, horizon_s),)
-        trace = cls(time_s, op.astype(np.uint8), columns, table, int(n_workers), replicas, groups, duration_s)
+        trace = cls(
+            *(time_s, op.astype(np.uint8), columns, table, int(n_workers), replicas, groups, duration_s),
+            tuple((str(name), int(elements)) for name, elements in banks),
+        )
         trace.validate()
         return trace
 
@@ -364,7 +437,7 @@ class Trace:
             "worker": (total, "a worker"),
             "server": (len(self.replicas), "a server"),
             "group": (len(self.groups), "a group"),
-        }
+        } | {name: (size * len(self.replicas), f"an element of {name}") for name, size in self.banks}
         for name, column in (("sender", self.groups.sender), ("receiver", self.groups.receiver)):
             if column.size and (
                 column.max() >= self.n_workers or column.min() < (0 if name == "sender" else -1)
@@ -409,7 +482,9 @@ class Trace:
     @cached_property
     def gradients_of_events(self) -> np.ndarray:
         """Int64 ``(events,)``: gradients that each event applies."""
-        return self._per_event(lambda op: op.gradients, lambda op: self.groups.sizes * (op.name == "step"))
+        return self._per_event(
+            lambda op: op.gradients, lambda op: self.groups.sizes * (op.name in REDUCTIONS)
+        )
 
     @cached_property
     def messages_of_events(self) -> np.ndarray:
@@ -439,7 +514,7 @@ class Trace:
             rows = self.op == code
             if op.gradients:
                 applied += np.bincount(self.operands[rows, 0], minlength=applied.size)
-            elif op.name == "step":
+            elif op.name in REDUCTIONS:
                 tables, first = (
                     self.operands[rows, len(op.operands) - 1],
                     self.replica_of_event[rows] * self.n_workers,
@@ -477,10 +552,11 @@ class Trace:
         op, operands = self.op[rows], self.operands[rows]
         first = sum(replica.tables for replica in self.replicas[:index])
         last = first + self.replicas[index].tables
-        mine = _columns(op, operands, self.ops, "slot")
+        mine = _columns(op, operands, self, "slot")
         first_slot = int(operands[mine].min()) if mine.any() else 0
         back = {"worker": -index * self.n_workers, "server": -index, "group": -first, "slot": -first_slot}
-        operands = _shifted(op, operands, self.ops, back)
+        back |= {name: -index * size for name, size in self.banks}
+        operands = _shifted(op, operands, self, back)
         entries = slice(self.groups.start[first], self.groups.start[last])
         groups = Groups(
             self.groups.start[first : last + 1] - self.groups.start[first],
@@ -488,7 +564,19 @@ class Trace:
         )
         replicas = (self.replicas[index],)
         duration_s = None if self.duration_s is None else self.duration_s[rows]
-        return Trace(self.time_s[rows], op, operands, self.ops, self.n_workers, replicas, groups, duration_s)
+        return Trace(
+            *(
+                self.time_s[rows],
+                op,
+                operands,
+                self.ops,
+                self.n_workers,
+                replicas,
+                groups,
+                duration_s,
+                self.banks,
+            )
+        )
 
     @cached_property
     def replica_of_event(self) -> np.ndarray:
@@ -503,7 +591,7 @@ class Trace:
             "version": FORMAT_VERSION,
             "ops": [asdict(op) for op in self.ops],
             "n_workers": self.n_workers,
-        }
+        } | ({"banks": self.banks} if self.banks else {})
         digest.update(json.dumps(header, sort_keys=True).encode())
         digest.update(np.float64(self.horizon_s).astype("<f8").tobytes())
         columns = [(self.time_s, "<f8"), (self.op, "<u1"), (self.operands, "<i4")]
@@ -576,6 +664,7 @@ class Trace:
             "ops": [asdict(op) for op in self.ops],
             "n_workers": self.n_workers,
             "replicas": [asdict(replica) for replica in self.replicas],
+            "banks": self.banks,
         }
         columns = {
             "time_s": self.time_s,
@@ -618,6 +707,7 @@ class Trace:
                 replicas=replicas,
                 groups=groups,
                 duration_s=duration_s,
+                banks=tuple((str(name), int(size)) for name, size in header.get("banks", ())),
             )
         except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, InvalidInput):
@@ -635,7 +725,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
         return traces[0]
     first = traces[0]
     for trace in traces:
-        if trace.n_workers != first.n_workers or trace.ops != first.ops:
+        if (trace.n_workers, trace.ops, trace.banks) != (first.n_workers, first.ops, first.banks):
             raise InvalidInput(
                 "traces",
                 f"{trace.n_workers} and {first.n_workers} workers",
@@ -644,13 +734,18 @@ def merge(traces: Sequence[Trace]) -> Trace:
     time_s = np.concatenate([trace.time_s for trace in traces])
     one_horizon = len({trace.horizon_s for trace in traces}) == 1
     order = np.argsort(time_s if one_horizon else np.concatenate([t.progress for t in traces]), kind="stable")
-    operands, shift = [], {"worker": 0, "server": 0, "group": 0, "slot": 0}
+    operands, shift = (
+        [],
+        {"worker": 0, "server": 0, "group": 0, "slot": 0} | {name: 0 for name, _ in first.banks},
+    )
     for trace in traces:
-        operands.append(_shifted(trace.op, trace.operands, trace.ops, shift))
-        used = _columns(trace.op, trace.operands, trace.ops, "slot")
+        operands.append(_shifted(trace.op, trace.operands, trace, shift))
+        used = _columns(trace.op, trace.operands, trace, "slot")
         shift["worker"] += trace.total_workers
         shift["server"] += len(trace.replicas)
         shift["group"] += len(trace.groups)
+        for name, size in trace.banks:
+            shift[name] += size * len(trace.replicas)
         shift["slot"] += int(trace.operands[used].max()) + 1 if used.any() else 0
     groups = NO_GROUPS
     if any(len(trace.groups) for trace in traces):
@@ -672,6 +767,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
         tuple(replica for trace in traces for replica in _with_tables(trace)),
         groups,
         duration_s,
+        first.banks,
     )
 
 
@@ -690,22 +786,23 @@ _GROUP_COLUMNS = (
 )
 
 
-def _columns(op: np.ndarray, operands: np.ndarray, ops: Sequence[Op], kind: str) -> np.ndarray:
-    """Mask ``(events, arity)`` of the operands that number workers, servers, groups, or (``"slot"``) anything else."""
+def _columns(op: np.ndarray, operands: np.ndarray, trace: Trace, kind: str) -> np.ndarray:
+    """Mask ``(events, arity)`` of the operands that number workers, servers, groups, a bank's elements, or (``"slot"``) slots."""
     mask = np.zeros(operands.shape, bool)
-    for code, entry in enumerate(ops):
+    fixed = {"worker", "server", "group", *(name for name, _ in trace.banks)}
+    for code, entry in enumerate(trace.ops):
         for position, operand in enumerate(entry.operands):
-            bank = operand.bank if operand.bank in ("worker", "server", "group") else "slot"
+            bank = operand.bank if operand.bank in fixed else "slot"
             if bank == kind:
                 mask[:, position] |= op == code
     return mask
 
 
-def _shifted(op, operands, ops: Sequence[Op], by: dict[str, int]) -> np.ndarray:
+def _shifted(op, operands, trace: Trace, by: dict[str, int]) -> np.ndarray:
     shifted = operands.copy()
     for kind, distance in by.items():
         if distance:
-            shifted[_columns(op, operands, ops, kind)] += distance
+            shifted[_columns(op, operands, trace, kind)] += distance
     return shifted
 
 
@@ -713,6 +810,8 @@ def _read_op(entry: dict) -> Op:
     """An op of a file; before format 2 it did not say how many gradients and messages it makes."""
     operands = tuple(Operand(**operand) for operand in entry["operands"])
     known = OPS.get(entry["name"])
+    if known is None and entry["name"].partition(":")[0] in STAGE_INSTRUCTIONS:
+        return Op(entry["name"], operands, entry["gradients"], entry["messages"])
     if known is None:
         raise InvalidInput(
             "trace file", f"op {entry['name']!r}", "ops of this version", suggest(entry["name"], OPS)

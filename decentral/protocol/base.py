@@ -11,7 +11,7 @@ from typing import Protocol as TypingProtocol
 
 import numpy as np
 
-from decentral.engine.trace import Trace
+from decentral.engine.trace import StageShape, Trace
 from decentral.errors import InvalidInput
 from decentral.timing.cluster import Cluster
 from decentral.topology import SCHEDULES, DirectedTopology, Schedule, Topology
@@ -25,6 +25,8 @@ MEETINGS = {
     "pairs": "all workers at once, in random pairs: each with its own message",
     "push": "one worker sends, another receives",
     "gradient": "none: one copy of the parameters, to which all workers send gradients",
+    "batches": "none: one copy, and an all-reduce of all workers' gradients while they compute the next ones",
+    "stages": "along a pipeline: each worker holds a stage of the model, and sends activations and gradients on",
 }
 """How workers meet: what an algorithm's ``receive`` expects, and what a protocol has to offer."""
 
@@ -47,6 +49,7 @@ class Demand:
         reply: whether a worker answers a message with its own (``push``).
         message_bytes: bytes of one message; ``simulate`` fills it in.
         model_bytes: bytes of the parameters, and of a gradient; ``simulate`` fills it in.
+        stages: the stages that workers hold between them, one each, where a model is a pipeline; ``simulate`` fills it in.
     """
 
     exchanges_per_s: float = 1.0
@@ -59,6 +62,7 @@ class Demand:
     reply: bool = False
     message_bytes: int = 0
     model_bytes: int = 0
+    stages: tuple[StageShape, ...] = ()
 
     def choose(self, protocol: str, offered: tuple[str, ...]) -> str:
         """The first meeting the algorithm likes among those a protocol offers.
