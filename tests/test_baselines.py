@@ -318,6 +318,20 @@ def test_adom_knows_what_a_few_mixing_steps_leave(objective):
         assert resolved.chi == pytest.approx(chi)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("eta", -0.1, "eta: got -0.1; allowed: finite and >= 0"),
+        ("eta", np.nan, "eta: got nan"),
+        ("gamma", np.array([[0.0, -1.0], [-1.0, 0.0]]), "gamma: got .*-1"),
+        ("gamma_tilde", [0.1, 0.2], "gamma_tilde: got .* a number"),
+    ],
+)
+def test_continuized_refuses_constants_it_cannot_have(name, value, words):
+    with pytest.raises(InvalidInput, match=words):
+        Continuized(**{name: value})
+
+
 def test_seeds_with_graphs_of_their_own():
     """One seed's edges may be alike and another's not; MSDA's and ADOM+'s numbers of mixing steps differ."""
     graphs = [named("star", n=6), named("barbell", n=6)]

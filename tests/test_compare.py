@@ -21,7 +21,7 @@ from decentral.analysis.statistics import (
     sign_test,
 )
 from decentral.errors import InvalidInput
-from decentral.experiment.compare import compare
+from decentral.experiment.compare import AXES, compare
 
 
 class TestBootstrap:
@@ -271,6 +271,36 @@ def test_runs_are_paired_where_their_tapes_are_common(changes, rows, tmp_path):
     assert bold(compare(paths, "latex")) == rows
     (_, other) = json.loads(compare(paths, "json"))
     assert (other["loss_minus_best"]["mean"] is not None) == bool(rows)
+
+
+@pytest.mark.parametrize(
+    ("target", "judged"),
+    [
+        (("loss", 0.5), True),
+        (("loss", 0.5 + 1e-9), False),  # under one heading, which shows six digits
+        (("suboptimality", 0.5), False),  # under one heading for machines
+    ],
+)
+def test_times_to_different_targets_are_not_judged_against_each_other(target, judged, tmp_path):
+    """``a`` is there 5 earlier, on every seed: within 0.1."""
+    path = folder(tmp_path / "run", {"a": 0 * SEEDS, "b": 0 * SEEDS})
+    summary, arrays = json.loads((path / "summary.json").read_text()), dict(np.load(path / "metrics.npz"))
+    for name, (metric, level), times in (("a", ("loss", 0.5), 1 + SEEDS), ("b", target, 6 + SEEDS + JITTER)):
+        mean, half_width = map(float, mean_interval(times))
+        reached = {"mean": mean, "half_width": half_width, "seeds": 4, "reached": 4}
+        said = {"metric": metric, "target": level} | dict.fromkeys(AXES, reached)
+        summary["algorithms"][name]["to_target"] = said
+        arrays[f"{name}/{metric}"] = arrays[f"{name}/loss"]  # from 1 to 0 in a straight line
+        arrays |= {f"{name}/{axis}": np.stack([0 * times, times / (1 - level)], axis=1) for axis in AXES}
+    (path / "summary.json").write_text(json.dumps(summary))
+    np.savez(path / "metrics.npz", **arrays)
+    assert bold(compare([path], "latex")) == ["a"] * judged
+    rows = {row["algorithm"]: row for row in json.loads(compare([path], "json"))}
+    for axis in AXES:
+        assert ("best" in rows["a"][f"{axis}_to_target"]) == judged
+        assert "best" not in rows["b"][f"{axis}_to_target"]
+        difference = (rows["b"].get(f"{axis}_to_target_minus_best") or {}).get("mean")
+        assert difference == (pytest.approx(5.0) if judged else None)
 
 
 def test_machines_get_the_paired_differences(tmp_path):

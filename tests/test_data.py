@@ -5,6 +5,8 @@ Statistical tests have fixed seeds; their false-alarm rate for another seed is s
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import random
 import sys
 
@@ -176,6 +178,21 @@ def test_libsvm_refuses(tmp_path, text, words):
         data.libsvm(path=str(path))
 
 
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress)])
+@pytest.mark.parametrize("damage", ["none", "cut", "bits", "text"])
+def test_libsvm_says_which_compressed_file_is_damaged(tmp_path, ending, compress, damage):
+    text = "".join(f"{k % 2} 1:{k}\n" for k in range(50)).encode()
+    whole = compress(text)
+    bits = whole[:10] + b"\xff" * 20 + whole[30:]  # after the header
+    path = tmp_path / f"small.svm.{ending}"
+    path.write_bytes({"none": whole, "cut": whole[:-20], "bits": bits, "text": text}[damage])
+    if damage == "none":
+        assert len(data.libsvm(path=str(path)).train_labels) == 40
+        return
+    with pytest.raises(InvalidInput, match=rf"problem.path: got .*svm.{ending}'; allowed: a file in LIBSVM"):
+        data.libsvm(path=str(path))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -184,12 +201,20 @@ def test_libsvm_refuses(tmp_path, text, words):
         ({"vocabulary": 50, "order": 3}, "at most 2,048"),
         ({"length": 1}, "problem.length: got 1"),
         ({"concentration": 0.0}, "problem.concentration: got 0.0"),
+        ({"concentration": 1e6}, r"problem.concentration: got 1000000.0; .* below 1e\+06"),
+        ({"concentration": float("inf")}, "problem.concentration: got inf"),
         ({"sequences": 0}, "problem.sequences: got 0"),
     ],
 )
 def test_markov_refuses(options, words):
     with pytest.raises(InvalidInput, match=words):
         data.markov(**options)
+
+
+def test_a_language_of_two_that_never_meet_is_refused():
+    """What is said once is said for ever: there is no one long run."""
+    with pytest.raises(InvalidInput, match=r"concentration: got 'a language that falls apart'.* larger"):
+        Markov.of(np.eye(2))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from decentral.algorithm.optimizer import Optimizer, Schedule, as_optimizer
 from decentral.errors import InvalidInput
 from decentral.experiment.run import resolved_arguments
 from decentral.experiment.spec import load_spec
+from decentral.problem import models
 from decentral.topology import named
 
 GOYAL = {"kind": "goyal", "warmup_steps": 10, "factor": 4.0, "milestones": [20, 35], "decay": 0.1}
@@ -70,6 +71,22 @@ def test_the_mask_leaves_out_vectors(decay):
     for name, shape in shapes.items():
         expected = by_hand(x[name], [g[name] for g in gradients], 0.1, decay == "all" or len(shape) >= 2)
         np.testing.assert_allclose(found[name], expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_stacked_biases_of_a_mixtures_experts_are_biases(kind):
+    """Without a gradient a step only decays: by the factor 1 - 0.1 * 0.5, or not at all."""
+    shapes = jax.eval_shape(models.moe(4, 6, width=8, experts=3)[0].init, jax.random.key(0))
+    ones, zeros = (
+        jax.tree.map(lambda leaf, fill=fill: jnp.full(leaf.shape, fill), shapes) for fill in (1.0, 0.0)
+    )
+    optimizer = Optimizer(kind, learning_rate=0.1, weight_decay=0.5, decay="matrices")
+    found, _ = descend(optimizer, ones, [zeros])
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    assert any(path[-1].key == "bias" and leaf.ndim == 2 for path, leaf in leaves), "there is one"
+    for path, leaf in leaves:
+        decayed = leaf.ndim >= 2 and path[-1].key != "bias"
+        np.testing.assert_allclose(leaf, 0.95 if decayed else 1.0, rtol=1e-6, err_msg=str(path))
 
 
 @pytest.mark.parametrize(
@@ -203,6 +220,9 @@ def test_flattening_gives_back_what_was_there():
         ({"decay": "matrices"}, ["optimizer.decay", "without weight_decay"]),
         ({"kind": "novograd", "decay": "matrices"}, ["optimizer.decay", "novograd"]),
         ({"wieght_decay": 0.1}, ["optimizer.wieght_decay", "Did you mean 'weight_decay'?"]),
+        ({"momentum": 1.0}, ["optimizer.momentum: got 1.0", "below 1"]),
+        ({"momentum": float("nan")}, ["optimizer.momentum: got nan", "a finite number"]),
+        ({"nesterov": "maybe"}, ["optimizer.nesterov: got 'maybe'", "true or false"]),
     ],
 )
 def test_bad_input_is_refused(table, words):
