@@ -80,6 +80,11 @@ class Algorithm:
         return 0
 
     @property
+    def events_per_update(self) -> int:
+        """Events with a gradient that make one update of the parameters."""
+        return 1
+
+    @property
     def rescale(self) -> str:
         """``"none"``, or ``"realised_rate"``: gradients are divided by how often the worker takes one, relative to the mean."""
         return "none"
@@ -111,6 +116,26 @@ class Algorithm:
     def update(self, state, gradient, key):
         """The state after a local gradient."""
         raise NotImplementedError(f"{type(self).__name__} must define update(state, gradient, key)")
+
+    def reduce(self, state, gradient, count, key):
+        """The state after an all-reduce that ran beside other work: the mean of ``count`` gradients at an older ``point``."""
+        return self.update(state, gradient, key)
+
+    def forward(self, stage, state, inputs) -> tuple[Any, Any]:
+        """``(outputs, stash)``: a batch passes a stage of a pipeline, which keeps the stash for its backward pass."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(stage, state, inputs)")
+
+    def turn(self, stage, loss, state, inputs, labels, count) -> tuple[Any, Any]:
+        """``(state, cotoken)``: forward and backward pass of a batch at the last stage, the ``count``-th."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define turn(stage, loss, state, inputs, labels, count)"
+        )
+
+    def backward(self, stage, state, cotoken, stash, count, samples) -> tuple[Any, Any]:
+        """``(state, cotoken)``: what came down passes a stage; at the first stage ``samples`` are its inputs."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define backward(stage, state, cotoken, stash, count, samples)"
+        )
 
     def message(self, state, local, key) -> tuple[Any, Any]:
         """``(message, state)``: what goes on the wire, and the sender's state after sending it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from decentral.engine.instructions import INSTRUCTIONS, Actor, Draw, meet, step
-from decentral.engine.plan import assign_slots
-from decentral.engine.trace import Op, Trace
+from decentral.engine.instructions import INSTRUCTIONS, STAGE_INSTRUCTIONS, Actor, Draw, meet, reduce, step
+from decentral.engine.plan import assign_slots, closed_position, lasting_banks
+from decentral.engine.trace import REDUCTIONS, Op, Trace
 from decentral.engine.units import Units
 
 Banks = dict[str, Any]
@@ -57,6 +57,7 @@ class Program:
         occurs: names of the ops that occur; the others cost nothing.
         per_replica: hyper-parameters differ between replicas and are gathered for each event.
         n_workers: of one replica.
+        lasting: banks whose elements stay, with a clock and a count each.
     """
 
     problem: Any
@@ -64,6 +65,7 @@ class Program:
     occurs: tuple[str, ...]
     per_replica: bool
     n_workers: int
+    lasting: tuple[str, ...] = ("worker", "server")
 
     def algorithm_of(self, context: Context, replica) -> Any:
         """The algorithm with the hyper-parameters of one replica."""
@@ -71,8 +73,8 @@ class Program:
             return context.algorithm
         return jax.tree.map(lambda leaf: leaf[replica], context.algorithm)
 
-    def actor(self, context: Context, state, worker, elapsed, count) -> Actor:
-        """The operand of one event."""
+    def actor(self, context: Context, state, worker, elapsed, count, kind: str = "") -> Actor:
+        """The operand of one event; ``kind``: of the stage it is, where it is one."""
         algorithm = self.algorithm_of(context, context.replica_of[worker])
         gradient = self.problem.oracle(algorithm.oracle)
 
@@ -87,19 +89,30 @@ class Program:
         start = None
         if context.start is not None:
             start = jax.tree.map(lambda leaf: leaf[worker], context.start)
-        return Actor(state, elapsed, count, algorithm, oracle, context.keys[worker], start, number)
+        actor = Actor(state, elapsed, count, algorithm, oracle, context.keys[worker], start, number)
+        if not kind:
+            return actor
+
+        def batch(count):
+            return self.problem.batch(
+                context.shards, context.shard_of[worker], actor.stream(Draw.GRADIENT), count
+            )
+
+        stages = self.problem.stages
+        return actor._replace(batch=batch, stage=stages.kinds[kind], loss=stages.loss)
 
     def apply(self, op: Op, context: Context, states: tuple, operands, elapsed, count) -> tuple:
         """One event: the new value of every operand that is written, None for the others."""
         arguments = []
         for k, (operand, state) in enumerate(zip(op.operands, states, strict=True)):
-            if operand.bank in ("worker", "server"):
-                # A server has no data or key of its own: it acts for the worker of the event.
+            if operand.bank in self.lasting:
+                # A server or a stage has no data or key of its own: it acts for the worker of the event.
                 worker = operands[k] if operand.bank == "worker" else operands[0]
-                arguments.append(self.actor(context, state, worker, elapsed[k], count[k]))
+                arguments.append(self.actor(context, state, worker, elapsed[k], count[k], op.kind))
             else:
                 arguments.append(state)
-        return INSTRUCTIONS[op.name](*arguments)
+        instruction = STAGE_INSTRUCTIONS[op.instruction] if op.kind else INSTRUCTIONS[op.name]
+        return instruction(*arguments)
 
     def active(self) -> list[Op]:
         """The ops of the rows that occur, in the order of the instruction set."""
@@ -165,14 +178,11 @@ def row_step(program: Program, banks: Banks, row: dict, context: Context) -> Ban
                 value.astype(leaf.dtype), mode="drop", unique_indices=True
             )
 
-        before = gathered.get(bank, jax.tree.map(lambda leaf: None, elements))
-        leaves = zip(*map(_leaves, (elements, updates, before)), strict=True)
-        after[bank] = jax.tree.unflatten(jax.tree.structure(elements), [put(*each) for each in leaves])
+        leaves = jax.tree.leaves(elements)
+        before = jax.tree.leaves(gathered[bank]) if bank in gathered else [None] * len(leaves)
+        new = [put(*each) for each in zip(leaves, jax.tree.leaves(updates), before, strict=True)]
+        after[bank] = jax.tree.unflatten(jax.tree.structure(elements), new)
     return after
-
-
-def _leaves(tree) -> list[Any]:
-    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
 
 
 def _after(index, gathered):
@@ -215,8 +225,14 @@ def group_step(program: Program, banks: Banks, row: dict, context: Context) -> B
     banks = dict(banks)
     for op in program.active_groups():
         group = row[op.name]
-        bank = "server" if op.name == "step" else "worker"
-        new = (_step if op.name == "step" else partial(_meet, op))(program, banks[bank], group, context)
+        if op.name in REDUCTIONS:
+            bank = "server"
+            new = _step(
+                program, banks[bank], group, context, banks["gradient"] if op.name == "reduce" else None
+            )
+        else:
+            bank = "worker"
+            new = _meet(op, program, banks[bank], group, context)
 
         def kept(leaf, value, active=group["active"]):
             mask = jnp.repeat(active, leaf.shape[0] // active.shape[0])
@@ -226,8 +242,10 @@ def group_step(program: Program, banks: Banks, row: dict, context: Context) -> B
     return banks
 
 
-def _step(program: Program, states, group: dict, context: Context):
-    def of_replica(state, replica, elapsed, count, sender, weight, entry_count):
+def _step(program: Program, states, group: dict, context: Context, loaded):
+    """A ``step``, or a ``reduce`` at points that were ``loaded`` into slots."""
+
+    def of_replica(state, replica, elapsed, count, slot, sender, weight, entry_count):
         workers = replica * program.n_workers + sender
 
         def members(point):
@@ -238,10 +256,13 @@ def _step(program: Program, states, group: dict, context: Context):
             return jax.vmap(one)(workers, entry_count)
 
         server = program.actor(context, state, replica * program.n_workers, elapsed[0], count)
-        return step(members, server, weight)
+        if loaded is None:
+            return step(members, server, weight)
+        point = jax.tree.map(lambda leaf: leaf.at[slot].get(mode="clip"), loaded)
+        return reduce(members, server, weight, point)
 
     replicas = jnp.arange(group["active"].shape[0])
-    columns = (group[name] for name in ("elapsed", "count", "sender", "weight", "entry_count"))
+    columns = (group[name] for name in ("elapsed", "count", "slot", "sender", "weight", "entry_count"))
     return jax.vmap(of_replica)(states, replicas, *columns)
 
 
@@ -370,7 +391,7 @@ class EagerClock:
     def __init__(self, trace: Trace, units: Units = Units(1.0, 1.0, 1.0)) -> None:  # noqa: B008  frozen
         self.trace, self.units = trace, units
         self.group_number = np.cumsum(np.array([op.is_group for op in trace.ops], bool)[trace.op]) - 1
-        sizes = {"worker": trace.total_workers, "server": len(trace.replicas)}
+        sizes = lasting_banks(trace)
         self.written_s = {bank: np.zeros(size) for bank, size in sizes.items()}
         self.seen = {bank: np.zeros((len(trace.ops), size), np.uint32) for bank, size in sizes.items()}
         self.gradients = np.zeros(trace.total_workers, np.uint32)
@@ -378,19 +399,20 @@ class EagerClock:
 
     @property
     def last_write_s(self) -> np.ndarray:
-        """Float64 ``(workers + servers,)``, as in a plan."""
-        return np.concatenate([self.written_s["worker"], self.written_s["server"]])
+        """Float64 ``(elements that stay,)``, as in a plan."""
+        return np.concatenate(list(self.written_s.values()))
 
     def skip_to(self, event: int, last_write_s: np.ndarray) -> None:
         """Be where a run is that has done the first ``event`` events; ``last_write_s`` as in a plan, at that time."""
-        workers = self.trace.total_workers
-        self.written_s = {"worker": last_write_s[:workers].copy(), "server": last_write_s[workers:].copy()}
+        sizes = lasting_banks(self.trace)
+        parts = np.split(last_write_s, np.cumsum(list(sizes.values()))[:-1])
+        self.written_s = {bank: part.copy() for bank, part in zip(sizes, parts, strict=True)}
         for code, op in enumerate(self.trace.ops):
             rows = np.flatnonzero(self.trace.op[:event] == code)
             for k, operand in enumerate(op.operands):
                 if operand.bank in self.seen:
                     np.add.at(self.seen[operand.bank][code], self.operands[rows, k], 1)
-            if op.name == "step":
+            if op.name in REDUCTIONS:
                 for row in rows:
                     np.add.at(self.gradients, self._members(int(row)), 1)
 
@@ -427,11 +449,11 @@ class EagerClock:
         op, first = trace.ops[code], replica * trace.n_workers
         table = self.operands[event, len(op.operands) - 1]
         entries = slice(trace.groups.start[table], trace.groups.start[table + 1])
-        bank, width = ("server", 1) if op.name == "step" else ("worker", trace.n_workers)
+        bank, width = ("server", 1) if op.name in REDUCTIONS else ("worker", trace.n_workers)
         elapsed_s = trace.time_s[event] - self.written_s[bank].reshape(replicas, width)
         self.written_s[bank][replica * width : (replica + 1) * width] = trace.time_s[event]
         entry_count = np.zeros(entries.stop - entries.start, np.uint32)
-        if op.name == "step":
+        if op.name in REDUCTIONS:
             for k, member in enumerate(self._members(event)):
                 entry_count[k] = self.gradients[member]
                 self.gradients[member] += 1
@@ -450,6 +472,7 @@ class EagerClock:
             "active": np.arange(replicas) == replica,
             "elapsed": (elapsed_s / self.units.group(self.group_number[event])).astype(dtype),
             "count": np.full(replicas, self.seen["worker"][code, first], np.uint32),
+            "slot": np.full(replicas, self.operands[event, closed_position(op)]),
         }
         self.seen["worker"][code, first] += 1
         return {op.name: row}

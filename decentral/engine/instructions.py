@@ -36,6 +36,9 @@ class Actor(NamedTuple):
         key: the worker's key, from (its replica's seed, its number inside the replica).
         start: the state the worker started from, where the program resets workers.
         number: the worker's number inside its replica.
+        batch: ``batch(count) -> (inputs, labels)`` of the model that the worker holds a stage of.
+        stage: what a stage of this kind computes.
+        loss: ``loss(scores, labels)`` of that model.
     """
 
     state: Any
@@ -46,6 +49,9 @@ class Actor(NamedTuple):
     key: jax.Array
     start: Any = None
     number: Any = 0
+    batch: Any = None
+    stage: Any = None
+    loss: Any = None
 
     def stream(self, purpose: Draw) -> jax.Array:
         """The key of all the worker's draws for one purpose."""
@@ -187,22 +193,63 @@ def reset(worker: Actor) -> tuple[Any]:
     return (worker.start,)
 
 
-INSTRUCTIONS: dict[str, Callable] = {
-    function.__name__: function
-    for function in (
-        *(
-            gradient,
-            exchange,
-            gradient_start,
-            gradient_commit,
-            exchange_start,
-            exchange_commit,
-            send,
-            receive,
-        ),
-        *(pull, evaluate, push, copy, reset),
-    )
-} | dict.fromkeys(("cancel", "drop", "abandon", "submit", "work"), nothing)
+# -- pipelines: one stage of a model at a time --------------------------------------------------------------------------
+
+
+def forward(worker: Actor, stage: Actor, *slots) -> tuple[Any, ...]:
+    """Activations pass a stage: ``(worker, stage, token or nothing for the first stage, token, stash)``."""
+    inputs = slots[0] if len(slots) == 3 else worker.batch(stage.count)[0]
+    outputs, stash = stage.algorithm.forward(stage.stage, stage.state, inputs)
+    return (*(None,) * len(slots), outputs, stash)
+
+
+def turn(worker: Actor, stage: Actor, token, slot: None) -> tuple[Any, ...]:
+    """Forward and backward at the last stage: ``(worker, stage, token, cotoken)``."""
+    labels = worker.batch(stage.count)[1]
+    state, cotoken = stage.algorithm.turn(stage.stage, stage.loss, stage.state, token, labels, stage.count)
+    return None, state, None, cotoken
+
+
+def backward(worker: Actor, stage: Actor, cotoken, stash, *slots) -> tuple[Any, ...]:
+    """Gradients pass a stage: ``(worker, stage, cotoken, stash, cotoken or nothing for the first stage)``."""
+    inputs = None if slots else worker.batch(stage.count)[0]
+    state, down = stage.algorithm.backward(stage.stage, stage.state, cotoken, stash, stage.count, inputs)
+    return (None, state, None, None, *((down,) * len(slots)))
+
+
+def exchange_stages(worker: Actor, first: Actor, second: Actor) -> tuple[None, Any, Any]:
+    """Instantaneous gossip of the same stage of two models."""
+    return None, *exchange(first, second)
+
+
+STAGE_INSTRUCTIONS: dict[str, Callable] = {
+    "forward": forward,
+    "turn": turn,
+    "backward": backward,
+    "exchange": exchange_stages,
+}
+"""The part of a pipeline op's name before the kind of stage -> what it does."""
+
+INSTRUCTIONS: dict[str, Callable] = (
+    {
+        function.__name__: function
+        for function in (
+            *(
+                gradient,
+                exchange,
+                gradient_start,
+                gradient_commit,
+                exchange_start,
+                exchange_commit,
+                send,
+                receive,
+            ),
+            *(pull, evaluate, push, copy, reset),
+        )
+    }
+    | dict.fromkeys(("cancel", "drop", "abandon", "submit", "work"), nothing)
+    | {"load": pull}
+)
 """Op -> what it does; ``None`` in the place of an operand that is not written."""
 
 
@@ -219,9 +266,20 @@ def step(members: Callable, server: Actor, weight: jax.Array):
     """
     algorithm = server.algorithm
     state = algorithm.flow(server.state, server.elapsed)
-    slopes = members(algorithm.point(state))
-    mean = jax.tree.map(lambda leaf: jnp.tensordot(weight.astype(leaf.dtype), leaf, 1), slopes)
+    mean = _mean(members(algorithm.point(state)), weight)
     return algorithm.update(state, mean, server.draw(Draw.UPDATE))
+
+
+def reduce(members: Callable, server: Actor, weight: jax.Array, point):
+    """The end of an all-reduce that ran beside other work: a step with gradients at a point that was loaded before."""
+    algorithm = server.algorithm
+    state = algorithm.flow(server.state, server.elapsed)
+    count = jnp.sum(weight > 0)
+    return algorithm.reduce(state, _mean(members(point), weight), count, server.draw(Draw.UPDATE))
+
+
+def _mean(slopes, weight):
+    return jax.tree.map(lambda leaf: jnp.tensordot(weight.astype(leaf.dtype), leaf, 1), slopes)
 
 
 def meet(workers: Callable, combine: Callable, receives: jax.Array):

@@ -13,6 +13,7 @@ section is what lies between two barriers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +57,8 @@ class Plan:
             event, in the order of the group events in the trace.
         entry_count: uint32: for every entry of every group event's table, earlier gradients of its sender by the same op.
         barriers: int64 ``(barriers,)``: events done before each barrier.
-        last_write_s: float64 ``(barriers, workers + servers)``: when each was last written before the barrier (0 if never).
+        last_write_s: float64 ``(barriers, elements that stay)``: when each was last written before the barrier (0 if never);
+            workers, then servers, then the trace's other banks.
     """
 
     trace: Trace
@@ -93,7 +95,7 @@ class Plan:
     @property
     def bank_sizes(self) -> dict[str, int]:
         """Elements of every bank of the rows."""
-        return {"worker": self.trace.total_workers, "server": len(self.trace.replicas), **self.slots}
+        return {**lasting_banks(self.trace), **self.slots}
 
     @cached_property
     def _group_number(self) -> np.ndarray:
@@ -124,8 +126,9 @@ class Plan:
         Returns:
             For each group op that occurs, with a first axis of ``capacity`` sections and a second of replicas: ``active``
             (this section ends with one), ``elapsed`` ``(..., workers)``, ``count`` (earlier events of the op in the
-            replica), and for every entry of its table ``receiver``, ``sender``, ``weight``, ``entry_count``. Entries beyond
-            the table have weight 0 and a receiver that is no worker.
+            replica), ``slot`` (the element it closes, of an op that closes one), and for every entry of its table
+            ``receiver``, ``sender``, ``weight``, ``entry_count``. Entries beyond the table have weight 0 and a receiver that
+            is no worker.
         """
         trace, arrays = self.trace, {}
         for name, entries in self.group_entries.items():
@@ -146,6 +149,7 @@ class Plan:
                 "active": active,
                 "elapsed": np.where(active[..., None], self.group_elapsed[number], 0.0).astype(dtype),
                 "count": self.count[event, 0],
+                "slot": self.operands[event, closed_position(trace.ops[code])],
                 "receiver": receiver,
                 "sender": sender,
                 "weight": weight,
@@ -301,6 +305,11 @@ def _group_position(op: Op) -> int:
     return next(k for k, operand in enumerate(op.operands) if operand.bank == "group")
 
 
+def closed_position(op: Op) -> int:
+    """Where a group op names the slot it closes; the first operand where it closes none."""
+    return next((k for k, operand in enumerate(op.operands) if operand.closes), 0)
+
+
 def _tables(trace: Trace) -> np.ndarray:
     """Int64 ``(group events,)``: the table of each group event."""
     group = np.flatnonzero(_is_group(trace))
@@ -309,10 +318,14 @@ def _tables(trace: Trace) -> np.ndarray:
 
 
 def _group_tables(trace: Trace) -> tuple:
-    """What the packing needs of group ops: which ops are, which of those work on the server, tables and their entries."""
+    """What the packing needs of group ops: which ops are, which of those work on the server, tables and their entries.
+
+    And how many elements have a clock.
+    """
     is_group = np.array([op.is_group for op in trace.ops], np.bool_)
     on_server = np.array([any(o.bank == "server" for o in op.operands) for op in trace.ops], np.bool_)
-    return is_group, on_server, _tables(trace), trace.groups.start, trace.groups.sender
+    clocks = sum(lasting_banks(trace).values())
+    return is_group, on_server, _tables(trace), trace.groups.start, trace.groups.sender, clocks
 
 
 def choose_widths(
@@ -341,8 +354,9 @@ def _choose(trace: Trace, operands, resources, barriers, event_bytes) -> tuple[i
         return tuple(int(each) for each in in_rows)
     share = counts / counts.sum()
     stop = min(len(trace), max(SAMPLED_EVENTS, 8 * trace.total_workers))
-    first = Trace(trace.time_s[:stop], trace.op[:stop], trace.operands[:stop], trace.ops, trace.n_workers, trace.replicas,
-                  trace.groups)  # fmt: skip
+    first = dataclasses.replace(
+        trace, time_s=trace.time_s[:stop], op=trace.op[:stop], operands=trace.operands[:stop], duration_s=None
+    )
     unlimited = np.full(len(trace.ops), stop, np.int32)
     packed = _pack(
         *(
@@ -367,7 +381,8 @@ def _choose(trace: Trace, operands, resources, barriers, event_bytes) -> tuple[i
     total = max(min(at_once, room), 2.0 / float((share * arity).sum()), 1.0)
     widths = np.where(counts > 0, np.maximum(1, np.rint(total * share)), 0).astype(int)
     # At least two operands of every bank that are read, and that are written: of one, XLA copies the bank.
-    for bank in {operand.bank for op in trace.ops for operand in op.operands} - {"group", "server"}:
+    single = {name for name, size in lasting_banks(trace).items() if size == 1}
+    for bank in {operand.bank for op in trace.ops for operand in op.operands} - {"group", "server"} - single:
         for access in ("reads", "writes"):
             uses = np.array(
                 [sum(o.bank == bank and getattr(o, access) for o in op.operands) for op in trace.ops]
@@ -379,8 +394,9 @@ def _choose(trace: Trace, operands, resources, barriers, event_bytes) -> tuple[i
 
 def _resources(trace: Trace, slots: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """``(base, reads, writes, elements)``: all banks in one numbering, and what each operand of each op does to its own."""
-    starts = np.cumsum([0, trace.total_workers, len(trace.replicas), *slots.values()])
-    base_of = dict(zip(["worker", "server", *slots], starts.tolist(), strict=False)) | {"group": -1}
+    sizes = lasting_banks(trace) | slots
+    starts = np.cumsum([0, *sizes.values()])
+    base_of = dict(zip(sizes, starts.tolist(), strict=False)) | {"group": -1}
     shape = (len(trace.ops), trace.operands.shape[1])
     base, reads, writes = np.full(shape, -1, np.int64), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for code, op in enumerate(trace.ops):
@@ -388,6 +404,13 @@ def _resources(trace: Trace, slots: dict[str, int]) -> tuple[np.ndarray, np.ndar
             base[code, position] = base_of[operand.bank]
             reads[code, position], writes[code, position] = operand.reads, operand.writes
     return base, reads, writes, int(starts[-1])
+
+
+def lasting_banks(trace: Trace) -> dict[str, int]:
+    """Elements of all replicas of every bank whose elements stay: workers, servers, and the trace's other banks."""
+    replicas = len(trace.replicas)
+    sizes = {"worker": trace.total_workers, "server": replicas}
+    return sizes | {name: size * replicas for name, size in trace.banks}
 
 
 def assign_slots(trace: Trace) -> tuple[np.ndarray, dict[str, int]]:
@@ -399,7 +422,7 @@ def assign_slots(trace: Trace) -> tuple[np.ndarray, dict[str, int]]:
     Raises:
         InvalidInput: an element is used while it is not open, or opened twice.
     """
-    fixed = ("worker", "server", "group")
+    fixed = {"group", *lasting_banks(trace)}
     names = sorted({operand.bank for op in trace.ops for operand in op.operands if operand.bank not in fixed})
     operands, slots = trace.operands, {}
     for bank in names:
@@ -479,10 +502,10 @@ def _allocate(op, operands, role, column, elements):
 @njit(cache=True)
 def _pack(
     time_s, op, operands, base, reads, writes, n_elements, widths, sections,
-    is_group, on_server, table, table_start, sender, n_barriers, n_workers, n_replicas,
+    is_group, on_server, table, table_start, sender, n_clocks, n_barriers, n_workers, n_replicas,
 ):  # fmt: skip
     events, arity = operands.shape
-    n_ops, n_clocks = widths.size, (n_workers + 1) * n_replicas
+    n_ops = widths.size
     n_sections = sections.first[-1]
     row = np.full(events, -1, np.int32)
     column = np.empty(events, np.int32)

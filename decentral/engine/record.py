@@ -42,7 +42,7 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
 
     Args:
         program: the run's program.
-        bank: where the models are: ``"worker"``, or ``"server"`` for algorithms that hold one copy.
+        bank: where the models are: ``"worker"``, ``"server"`` for algorithms that hold one copy, ``"stage"`` for pipelines.
         per_problem: each replica has its own data (else all share one problem's).
         evaluate: compute losses and accuracies too, not only distances.
 
@@ -119,7 +119,7 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
         return metrics
 
     def record(banks, elapsed, context: Context, targets):
-        states = banks[bank]
+        states = held(banks, bank, elapsed.shape[0])
         replicas = context.replica_of.shape[0] // program.n_workers
         models = elapsed.shape[0] // replicas
 
@@ -151,6 +151,17 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
         return Metrics(jnp.stack([m.astype(elapsed.dtype) for m in metrics.values()]), tuple(metrics))
 
     return jax.jit(record)
+
+
+def held(banks, holder: str, count: int):
+    """The states of all models, with their number in front: of ``"stage"`` kind of stage -> ``(count, stages, ...)``."""
+    if holder != "stage":
+        return banks[holder]
+    return {
+        name.partition(":")[2]: jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), bank)
+        for name, bank in banks.items()
+        if name.startswith("stage:")
+    }
 
 
 def _pooled(parts):

@@ -13,7 +13,7 @@ from decentral.errors import InvalidInput
 from decentral.experiment.memory import check_memory
 from decentral.experiment.record import Record
 from decentral.experiment.result import Result
-from decentral.experiment.shapes import shapes_of, size_of
+from decentral.experiment.shapes import shapes_of, size_of, slot_shapes, token_bytes
 from decentral.experiment.simulation import Progress, Simulation, each
 from decentral.problem import Problem
 from decentral.protocol import Network, Poisson, Protocol, Stop, Time
@@ -174,6 +174,12 @@ def network_of(
         InvalidInput: the protocol does not serve this algorithm.
     """
     demand = algorithm.demand(Network(topology))
+    if "stages" in demand.meetings:
+        # Refuses a problem without stages.
+        elements = slot_shapes(problem, algorithm, shapes_of(problem, algorithm.resolve(problem, None)))
+        demand = dataclasses.replace(
+            demand, stages=problem.stages.shapes, token_bytes=token_bytes(problem, elements)
+        )
     network = protocol.network(topology, demand, cluster)
     # Other graphs than the topology, or a mixing matrix: how often to meet follows from those.
     if (network.worst or network.schedule) is not None and (again := algorithm.demand(network)) != demand:

@@ -69,7 +69,9 @@ def check_memory(
     n = network.topology.n
     params = jax.eval_shape(problem.initial, jax.random.key(0))
     state = jax.eval_shape(algorithm.resolve(problem, network).init, params, jax.random.key(0))
-    per_worker = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    per_worker = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / problem.workers_per_model
+    )
     data = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(problem.shards))
     events = expected_events(network, protocol, stop, n=n, seeds=seeds)
     _require_memory(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from decentral.algorithm import Algorithm
-from decentral.engine.instructions import Actor, Local
+from decentral.engine.instructions import Actor, Local, Pair
 from decentral.problem import Problem
 
 
@@ -37,6 +38,55 @@ def shapes_of(problem: Problem, algorithm: Algorithm) -> Shapes:
 
     sends = type(algorithm).message is not Algorithm.message
     return Shapes(params, state, jax.eval_shape(message, state, key) if sends else None)
+
+
+def slot_shapes(problem: Problem, algorithm: Algorithm, shapes: Shapes) -> dict[str, Any]:
+    """Bank -> the shapes of one element, of all banks a run may have."""
+    elements = {
+        "worker": shapes.state,
+        "server": shapes.state,
+        "gradient": shapes.params,
+        "message": shapes.message,
+        "pair": Pair(shapes.message, shapes.message),
+    }
+    if problem.stages is None or not isinstance(shapes.state, dict):
+        return elements
+    key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.uint32)
+    shard = jax.ShapeDtypeStruct((), jnp.int32)
+    inputs, labels = jax.eval_shape(problem.batch, problem.shards, shard, key, count)
+    below = []
+    token = inputs
+    for shape in problem.stages.shapes:
+        stage = problem.stages.kinds[shape.kind]
+        state = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes.state[shape.kind]
+        )
+        elements[f"stage:{shape.kind}"] = state
+        elements[f"message:{shape.kind}"] = jax.eval_shape(algorithm.estimate, state)
+        below.append((shape, stage, state, token))
+        if shape.gives:
+            token, stash = jax.eval_shape(partial(algorithm.forward, stage), state, token)
+            elements |= {f"token:{shape.gives}": token, f"stash:{shape.kind}": stash}
+    cotoken = None
+    for shape, stage, state, token in reversed(below):
+        if shape.gives:
+            inputs = None if shape.takes else token
+            arguments = (state, cotoken, elements[f"stash:{shape.kind}"], count, inputs)
+            cotoken = jax.eval_shape(partial(algorithm.backward, stage), *arguments)[1]
+        else:
+            turn = partial(algorithm.turn, stage, problem.stages.loss)
+            cotoken = jax.eval_shape(turn, state, token, labels, count)[1]
+        if shape.takes:
+            elements[f"cotoken:{shape.takes}"] = cotoken
+    return elements
+
+
+def token_bytes(problem: Problem, elements: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Bytes that go up and down between each two neighbouring stages."""
+    shapes = [shape.gives for shape in problem.stages.shapes if shape.gives]
+    return tuple(
+        (size_of(elements[f"token:{name}"]), size_of(elements[f"cotoken:{name}"])) for name in shapes
+    )
 
 
 def size_of(tree: Any) -> int:

@@ -15,15 +15,15 @@ import numpy as np
 
 from decentral.algorithm import Algorithm
 from decentral.engine.execute import Context, EagerClock, Program, executor, run_events
-from decentral.engine.instructions import Draw, Pair
-from decentral.engine.plan import Plan, assign_slots, make_plan
-from decentral.engine.record import RECORDED_WORKERS, recorder
-from decentral.engine.trace import Trace
+from decentral.engine.instructions import Draw
+from decentral.engine.plan import Plan, assign_slots, lasting_banks, make_plan
+from decentral.engine.record import RECORDED_WORKERS, held, recorder
+from decentral.engine.trace import Op, Trace
 from decentral.engine.units import units_of
 from decentral.errors import InvalidInput, RunFailed
 from decentral.experiment.record import Record
 from decentral.experiment.result import Result
-from decentral.experiment.shapes import Shapes, shapes_of, size_of
+from decentral.experiment.shapes import shapes_of, size_of, slot_shapes
 from decentral.problem import Problem, gradient_noise, heterogeneity, stack_shards
 from decentral.protocol import Network
 from decentral.timing import Purpose, uniforms
@@ -122,15 +122,29 @@ class Simulation:
         problems = self.problems if self.per_problem else self.problems[:1]
         stacked, per_replica = _stack_algorithms(self.algorithms, dtype)
         occurs = tuple(op.name for op in trace.ops if trace.counts[op.name])
-        self.program = Program(problems[0], trace.ops, occurs, per_replica, n)
-        # Algorithms that hold one copy hold it at a server; all others have a state per worker.
+        lasting = tuple(lasting_banks(trace))
+        self.program = Program(problems[0], trace.ops, occurs, per_replica, n, lasting)
+        # Algorithms that hold one copy hold it at a server; a pipeline in stages; all others have a state per worker.
         used = {operand.bank for op in trace.ops if op.name in occurs for operand in op.operands}
-        self.holder = "server" if "server" in used else "worker"
+        self.holder = "stage" if trace.banks else "server" if "server" in used else "worker"
+        per_model = problems[0].workers_per_model
+        if (self.holder == "stage") != (per_model > 1):
+            raise InvalidInput(
+                "problem.workers_per_model",
+                per_model,
+                "the stages of the model in a pipeline, 1 with workers that hold all of it",
+            )
+        self.models = {"worker": n, "server": 1, "stage": n // per_model}[self.holder]
         worker = np.arange(trace.total_workers)
-        keys = _worker_keys([replica.seed or 0 for replica in trace.replicas], n)
+        # Workers that hold one model between them have one source of data.
+        keys = jnp.repeat(
+            _worker_keys([replica.seed or 0 for replica in trace.replicas], n // per_model), per_model
+        )
         shards = stack_shards(problems) if self.per_problem else problems[0].shards
         rows = jax.tree.leaves(problems[0].shards)[0].shape[0]  # one, if all workers have the same data
-        shard_of = np.minimum(worker % n, rows - 1) + (worker // n * rows if self.per_problem else 0)
+        shard_of = np.minimum(worker % n // per_model, rows - 1) + (
+            worker // n * rows if self.per_problem else 0
+        )
         self.context = Context(
             stacked,
             jax.tree.map(jnp.asarray, shards),
@@ -147,9 +161,9 @@ class Simulation:
         else:
             unequal = bool((self.rates.std(1) > UNEQUAL_RATES).all())
         self.targets = _targets(
-            problems, self.problems, trace, self.record, self.per_problem, self.rates, self.holder, unequal
+            problems, self.problems, trace, self.record, self.per_problem, self.rates, self.models, unequal
         )
-        first = slice(None) if self.holder == "worker" else slice(None, None, n)
+        first = slice(None, None, n // self.models)
         params = jax.tree.map(lambda leaf: leaf[first], self._starting_points())
 
         def start(params, key, replica):
@@ -163,31 +177,34 @@ class Simulation:
             self.context = self.context._replace(start=states)
         shapes = shapes_of(self.problems[0], self.algorithms[0])
         self.message_bytes = size_of(shapes.params if shapes.message is None else shapes.message)
+        elements = slot_shapes(self.problems[0], self.algorithms[0], shapes)
+        self.op_bytes = [_wire_bytes(op, elements) for op in trace.ops]
         self.times_s, self.events = self.record.schedule(trace)
         began = time.perf_counter()
         self.unit_s = self.networks[0].time_unit_s if self.networks[0] is not None else 1.0
         self.units = units_of(self.algorithms[0].time_unit, trace, self.events, self.unit_s)
         self.plan: Plan | None = None
         if self.executor == "rows":
-            self.plan = make_plan(trace, self.events, event_bytes=self._event_bytes(shapes), units=self.units)
+            self.plan = make_plan(
+                trace, self.events, event_bytes=self._event_bytes(elements), units=self.units
+            )
             slots = self.plan.slots
             self.capacity, self.group_capacity = _capacities(self.plan)
         else:
             slots = assign_slots(trace)[1]
         self.clock = EagerClock(trace, self.units) if self.executor == "eager" else None
-        elements = {
-            "gradient": shapes.params,
-            "message": shapes.message,
-            "pair": Pair(shapes.message, shapes.message),
-        }
 
         def empty(bank, size):
             return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), elements[bank])
 
         # Algorithms may put one array in two fields; donated buffers must be distinct.
-        self.banks = {self.holder: jax.tree.map(jnp.copy, states)} | {
-            bank: empty(bank, size) for bank, size in slots.items() if bank in used
-        }
+        states = jax.tree.map(jnp.copy, states)
+        if self.holder == "stage":
+            flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), states)
+            self.banks = {name: flat[name.partition(":")[2]] for name, _ in trace.banks}
+        else:
+            self.banks = {self.holder: states}
+        self.banks |= {bank: empty(bank, size) for bank, size in slots.items() if bank in used}
         self.slots = {bank: size for bank, size in slots.items() if bank in used}
         self.wall_s["plan"] = time.perf_counter() - began
         self.position = 0
@@ -239,16 +256,9 @@ class Simulation:
             parts.append(points)
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    def _event_bytes(self, shapes: Shapes) -> list[float]:
+    def _event_bytes(self, elements: dict[str, Any]) -> list[float]:
         """Bytes one event of each op moves: its operands, and the data a gradient reads."""
-        params, state, message = (size_of(tree) for tree in shapes)
-        sizes = {
-            "worker": state,
-            "server": state,
-            "gradient": params,
-            "message": message,
-            "pair": 2 * message,
-        }
+        sizes = {bank: size_of(element) for bank, element in elements.items()}
         data = max(problem.gradient_bytes for problem in self.problems)
         return [
             sum(sizes.get(o.bank, 0) for o in op.operands if o.reads or o.writes)
@@ -312,7 +322,7 @@ class Simulation:
             began = time.perf_counter()
             self._record(barrier)
             self.wall_s["record"] += time.perf_counter() - began
-        elif self.position == len(self.pieces) - 1 and not _finite(self.banks[self.holder]).all():
+        elif self.position == len(self.pieces) - 1 and not _finite(self._held()).all():
             self._diverged(len(self.events))  # no record will notice
         self.position += 1
 
@@ -338,17 +348,22 @@ class Simulation:
     def _recorder(self):
         return recorder(self.program, self.holder, self.per_problem, self.record.evaluate)
 
-    @property
-    def _holders(self) -> int:
-        """Models of one replica."""
-        return self.trace.n_workers if self.holder == "worker" else 1
+    def _held(self, banks: Any = None) -> Any:
+        """The states of all models, their number in front."""
+        count = self.models * len(self.trace.replicas)
+        return held(self.banks if banks is None else banks, self.holder, count)
 
     def _record(self, barrier: int) -> None:
         last_write_s = self.clock.last_write_s if self.clock is not None else self.plan.last_write_s[barrier]  # type: ignore[union-attr]
-        workers = self.trace.total_workers
-        written_s = last_write_s[:workers] if self.holder == "worker" else last_write_s[workers:]
-        now_s = np.repeat(self.times_s[:, barrier], self._holders)
-        elapsed = ((now_s - written_s) / self.units.barrier(barrier)).astype(self.dtype)
+        now_s = np.repeat(self.times_s[:, barrier], self.models)
+        if self.holder == "stage":  # whose parts were written at several times, and do not flow
+            elapsed = np.zeros(len(now_s), self.dtype)
+        else:
+            workers, servers = self.trace.total_workers, len(self.trace.replicas)
+            written_s = (
+                last_write_s[:workers] if self.holder == "worker" else last_write_s[workers:][:servers]
+            )
+            elapsed = ((now_s - written_s) / self.units.barrier(barrier)).astype(self.dtype)
         metrics = self._recorder()(self.banks, elapsed, self.context, self.targets).as_dict()
         # A state that is finite still may be too large for its loss; what a problem evaluates beside that is its own.
         numbers = [value for name, value in metrics.items() if not name.startswith(("train_", "test_"))]
@@ -356,7 +371,7 @@ class Simulation:
             self._diverged(barrier)
         self.recorded.append(metrics)
         if self.record.states:
-            self.states.append(jax.device_get(self.banks[self.holder]))
+            self.states.append(jax.device_get(self._held()))
 
     def run(
         self,
@@ -385,13 +400,13 @@ class Simulation:
         began = time.perf_counter()
         if self.plan is not None and len(self.trace):
             self._advance(0, 0, 0, 0)
-        elapsed = np.zeros(self._holders * len(self.trace.replicas), self.dtype)
+        elapsed = np.zeros(self.models * len(self.trace.replicas), self.dtype)
         jax.block_until_ready(self._recorder()(self.banks, elapsed, self.context, self.targets))
         self.wall_s["compile"] += time.perf_counter() - began
 
     def metric_names(self) -> tuple[str, ...]:
         """The metrics of a record, known before there is one."""
-        elapsed = np.zeros(self._holders * len(self.trace.replicas), self.dtype)
+        elapsed = np.zeros(self.models * len(self.trace.replicas), self.dtype)
         names = jax.eval_shape(self._recorder(), self.banks, elapsed, self.context, self.targets).names
         return tuple(name for name in names if name != "finite")
 
@@ -423,7 +438,9 @@ class Simulation:
             metrics[key] = np.stack([entry[key] for entry in self.recorded], axis=1)
         if "messages_sent" in metrics:  # the trace has what could have been sent
             metrics["messages"] = metrics.pop("messages_sent")
-        metrics["bytes"] = metrics["messages"] * self.message_bytes
+        metrics["bytes"] = (
+            metrics.pop("token_bytes") if self.holder == "stage" else metrics["messages"] * self.message_bytes
+        )
         return Result(
             self.name,
             self.algorithms[0],
@@ -432,7 +449,7 @@ class Simulation:
             metrics,
             self.trace,
             self.states,
-            jax.device_get(self.banks[self.holder]),
+            jax.device_get(self._held()),
             self._constants(),
             dict(self.wall_s),
         )
@@ -451,12 +468,16 @@ class Simulation:
             "exchanges": is_op.get("exchange", no) | is_op.get("exchange_start", no),
             "messages": trace.messages_of_events,
         }
-        return {
+        if self.holder == "stage":
+            of_event["token_bytes"] = np.array(self.op_bytes)[trace.op]
+        counts = {
             name: np.bincount(flat, values.astype(float), int(np.prod(shape)))
             .reshape(shape)
             .cumsum(-1)[:, :records]
             for name, values in of_event.items()
         }
+        counts["updates"] = counts["updates"] // self.algorithms[0].events_per_update
+        return counts
 
     def _constants(self) -> dict[str, Any]:
         constants: dict[str, Any] = {
@@ -485,8 +506,8 @@ class Simulation:
 
     def spread_of_gradients(self) -> dict[str, list[float]]:
         """Gradient noise sigma^2 and heterogeneity zeta^2 at the mean of the workers, per seed, as the state is now."""
-        states = jax.device_get(self.banks[self.holder])
-        n, values = self._holders, {"sigma_squared": [], "zeta_squared": []}
+        states = jax.device_get(self._held())
+        n, values = self.models, {"sigma_squared": [], "zeta_squared": []}
         for index, (problem, algorithm) in enumerate(zip(self.problems, self.algorithms, strict=True)):
             own = jax.tree.map(lambda leaf, i=index: leaf[i * n : (i + 1) * n], states)
             mean = jax.tree.map(lambda leaf: jnp.asarray(leaf.mean(0)), jax.vmap(algorithm.estimate)(own))
@@ -554,15 +575,15 @@ class Simulation:
             clock = again.clock
             assert clock is not None
         limit, what = np.inf, "NaN or infinite"
-        if _finite(self.banks[self.holder]).all():  # only the loss was not: a sum of squares
+        if _finite(self._held()).all():  # only the loss was not: a sum of squares
             limit, what = 1e-3 * math.sqrt(np.finfo(self.dtype).max), "too large for a finite loss"
         for event in range(good, end):
             again.banks = run_events(
                 self.program, again.banks, trace, event, event + 1, self.context, clock, self.dtype
             )
-            op, first = trace.ops[trace.op[event]], int(trace.replica_of_event[event]) * self._holders
-            if op.is_group or self.holder == "server":
-                changed = range(first, first + self._holders)
+            op, first = trace.ops[trace.op[event]], int(trace.replica_of_event[event]) * self.models
+            if op.is_group or self.holder != "worker":
+                changed = range(first, first + self.models)
             else:
                 changed = [
                     int(trace.operands[event, k])
@@ -570,18 +591,20 @@ class Simulation:
                     if o.bank == "worker" and o.writes
                 ]
             for worker in changed:
-                one = jax.tree.map(lambda leaf, w=worker: leaf[w : w + 1], again.banks[self.holder])
+                one = jax.tree.map(lambda leaf, w=worker: leaf[w : w + 1], self._held(again.banks))
                 if _magnitude(one)[0] >= limit:
                     self._raise_diverged(event, worker, op.name, what, partial)
         # Event by event it rounds differently and stayed below: all that is known is who was worst at the record.
-        worst = int(np.argmax(_magnitude(self.banks[self.holder])))
+        worst = int(np.argmax(_magnitude(self._held())))
         self._raise_diverged(max(good, end - 1), worst, "or before", what, partial)
 
     def _raise_diverged(self, event: int, worker: int, op: str, what: str, partial: Result) -> None:
         time_s = float(self.trace.time_s[event])
-        n = self._holders
+        n = self.models
         seed = self.trace.replicas[worker // n].seed
-        whose = f"worker {worker % n}" if self.holder == "worker" else "the server"
+        whose = {"worker": f"worker {worker % n}", "server": "the server", "stage": f"pipeline {worker % n}"}[
+            self.holder
+        ]
         raise Diverged(
             f"{self.name}: the state of {whose} (seed {seed}) became {what} at event {event} ({op}, "
             f"t = {time_s:.6g} s). Try a smaller step size (optimizer.learning_rate, or leave it open for the theory's), "
@@ -633,6 +656,14 @@ def _magnitude(states) -> np.ndarray:
         np.abs(leaf).reshape(len(leaf), -1).max(1) for leaf in leaves if np.issubdtype(leaf.dtype, np.inexact)
     ]
     return np.nan_to_num(np.max(largest, axis=0), nan=np.inf, posinf=np.inf)
+
+
+def _wire_bytes(op: Op, elements: dict[str, Any]) -> int:
+    """Bytes an op of a pipeline puts on the wire: tokens it opens, or a stage's parameters both ways."""
+    if op.instruction == "exchange" and op.kind:
+        return 2 * size_of(elements[f"message:{op.kind}"])
+    opened = [o.bank for o in op.operands if o.opens and o.bank.startswith(("token:", "cotoken:"))]
+    return sum(size_of(elements[bank]) for bank in opened)
 
 
 def _finite(states) -> np.ndarray:
@@ -706,15 +737,13 @@ def _targets(
     record: Record,
     per_problem: bool,
     rates: np.ndarray,
-    holder: str,
+    models: int,
     unequal: bool,
 ) -> _Targets:
     chosen = []
     for replica in trace.replicas:
-        draws = uniforms(replica.seed or 0, int(Purpose.RECORDED_WORKERS), (0, 0), 0, trace.n_workers)
-        chosen.append(
-            np.sort(np.argsort(draws)[:RECORDED_WORKERS]) if holder == "worker" else np.zeros(1, int)
-        )
+        draws = uniforms(replica.seed or 0, int(Purpose.RECORDED_WORKERS), (0, 0), 0, models)
+        chosen.append(np.sort(np.argsort(draws)[:RECORDED_WORKERS]))
     dtype = problems[0].dtype
     optima = [problem.optimum for problem in problems]
     values = [problem.optimal_value for problem in problems]

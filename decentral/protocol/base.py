@@ -50,6 +50,7 @@ class Demand:
         message_bytes: bytes of one message; ``simulate`` fills it in.
         model_bytes: bytes of the parameters, and of a gradient; ``simulate`` fills it in.
         stages: the stages that workers hold between them, one each, where a model is a pipeline; ``simulate`` fills it in.
+        token_bytes: bytes that go up, and down, between each two neighbouring stages; ``simulate`` fills it in.
     """
 
     exchanges_per_s: float = 1.0
@@ -63,6 +64,7 @@ class Demand:
     message_bytes: int = 0
     model_bytes: int = 0
     stages: tuple[StageShape, ...] = ()
+    token_bytes: tuple[tuple[int, int], ...] = ()
 
     def choose(self, protocol: str, offered: tuple[str, ...]) -> str:
         """The first meeting the algorithm likes among those a protocol offers.
@@ -109,7 +111,7 @@ class Network:
         rates = getattr(self.topology, "edge_rates", np.zeros(0)).tobytes()
         demand = dataclasses.replace(self.demand, exchanges_per_s=0.0)  # it is in the rates
         if self.cluster is None:  # messages take no time
-            demand = dataclasses.replace(demand, message_bytes=0, model_bytes=0)
+            demand = dataclasses.replace(demand, message_bytes=0, model_bytes=0, token_bytes=())
         return self.gradients_per_s, self.time_unit_s, rates, demand, self.cluster
 
     @property
