@@ -15,8 +15,9 @@ from decentral.engine.instructions import INSTRUCTIONS, Actor, Local, meet
 from decentral.engine.trace import Groups, Trace, merge
 from decentral.errors import DecentralError, InvalidInput
 from decentral.experiment import Record, replay
-from decentral.problem import Problem, from_loss
-from decentral.protocol import Network, Poisson, Time
+from decentral.experiment.entry import network_of
+from decentral.problem import Problem, from_loss, reversible_mlp
+from decentral.protocol import Gradients, Network, Pipeline, Poisson, Time, rounds_of_counts
 from decentral.topology import Topology, named
 
 __all__ = ["AlgorithmCheckFailed", "check_algorithm"]
@@ -29,6 +30,9 @@ ATOMIC = ("exchange", "dual_exchange")
 
 EVENTS = 300
 """Expected events of the runs the executors are compared on."""
+
+STAGES = 4
+"""Stages of the pipelines that an algorithm for pipelines is tried on: two of them."""
 
 STATES = 4
 """States each function is tried on: an even number, half of them meet the other half in exchanges."""
@@ -73,11 +77,13 @@ def check_algorithm(
     * ``pure (...)``: the same arguments give the same values, bit for bit, and are left as they were.
     * ``rows (...)``, in the first precision: a run of a few hundred events in rows agrees with one event after another, at
       Poisson clocks or, without exchanges, with gradients of no duration and the algorithm's own meetings at random.
+      (Overlapped all-reduces and pipelines have their own protocols.)
     * ``replicas (...)``, in the last: two replicas with different numbers in one trace, in rows, agree with two separate
       runs, one event after another; gradients, exchanges and messages take time there.
 
-    ``message`` and ``receive`` are not looked at where workers never meet (``gradient``). The runs are tried when nothing has
-    failed before.
+    ``message`` and ``receive`` are not looked at where workers never meet (``gradient``, ``batches``). An algorithm of
+    pipelines has as its ``update`` a batch's ways up and down a model of four stages, and two such models gossip. The runs are
+    tried when nothing has failed before.
 
     Args:
         algorithm: the instance to check; open step sizes are resolved.
@@ -102,13 +108,17 @@ def check_algorithm(
             "an instance of a subclass of decentral.Algorithm",
             "Derive it, then call it.",
         )
-    n = problem.n_workers if problem is not None else topology.n if topology is not None else 6
-    topology = named("ring", n=n) if topology is None else topology
+    staged = type(algorithm).forward is not Algorithm.forward
+    usual = 2 * STAGES if staged else 6
+    n = problem.n_workers if problem is not None else topology.n if topology is not None else usual
+    if topology is None:
+        topology = named("pipelines", n=n, stages=STAGES) if staged else named("ring", n=n)
     if topology.n != n:
         raise InvalidInput("topology.n", topology.n, f"the {n} workers of the problem")
     # With x64 off a float64 constant would hide; float64 is to be tried anyway.
     with jax.enable_x64(True):
-        problems = [_small_problem(n, dtype, seed) for dtype in TOLERANCE] if problem is None else [problem]
+        build = _small_pipeline if staged else _small_problem
+        problems = [build(n, dtype, seed) for dtype in TOLERANCE] if problem is None else [problem]
         name, failures = type(algorithm).__name__, {}
         for each in problems:
             found = _attempt(failures, "resolve", lambda p=each: _resolve(algorithm, p, topology, meeting))
@@ -202,7 +212,7 @@ class _Bench:
     @property
     def sends(self) -> bool:
         """Workers meet, and so have messages."""
-        return self.meeting != "gradient"
+        return self.meeting not in ("gradient", "batches")
 
     @property
     def tolerance(self) -> float:
@@ -237,6 +247,11 @@ def _small_problem(n: int, dtype: str, seed: int) -> Problem:
     return dataclasses.replace(problem, convex=False)  # no run here needs the optimum
 
 
+def _small_pipeline(n: int, dtype: str, seed: int) -> Problem:
+    """Four stages, two of them reversible."""
+    return reversible_mlp(n, stages=STAGES, hidden=3, batch_size=4, seed=seed, dtype=dtype)
+
+
 def _functions(bench: _Bench) -> dict[str, Callable]:
     """The algorithm's functions, one signature each: ``function(algorithm, **what it needs of a sample)``."""
 
@@ -247,6 +262,31 @@ def _functions(bench: _Bench) -> dict[str, Callable]:
     def receive(algorithm, sent, theirs, mine):
         return algorithm.receive(sent, algorithm.decode(theirs), algorithm.decode(mine), 1.0)
 
+    def passes(algorithm, state, gradient, key):
+        """A batch goes up and comes down."""
+        stages, count = bench.problem.stages, jnp.uint32(0)
+        token, labels = bench.problem.batch(bench.problem.shards, jnp.int32(0), key, count)
+        samples, below = token, []
+        for j in range(len(stages) - 1):
+            kind, index = stages.place(j)
+            own = jax.tree.map(lambda leaf, i=index: leaf[i], state[kind])
+            given = (token, None) if j else (None, samples)
+            token, stash = algorithm.forward(stages.kinds[kind], own, *given)
+            below.append((kind, index, own, stash))
+        kind, index = stages.place(len(stages) - 1)
+        own = jax.tree.map(lambda leaf: leaf[index], state[kind])
+        new, cotoken = algorithm.turn(stages.kinds[kind], stages.loss, own, token, labels, count)
+        changed = [(kind, index, new)]
+        for j, (kind, index, own, stash) in reversed(list(enumerate(below))):
+            first = samples if j == 0 else None
+            new, cotoken = algorithm.backward(stages.kinds[kind], own, cotoken, stash, count, first)
+            changed.append((kind, index, new))
+        for kind, index, new in changed:
+            state = state | {
+                kind: jax.tree.map(lambda leaf, value, i=index: leaf.at[i].set(value), state[kind], new)
+            }
+        return state
+
     functions = {
         "init": lambda algorithm, params, key: algorithm.init(params, key),
         "flow": lambda algorithm, state, dt: algorithm.flow(state, dt),
@@ -254,6 +294,8 @@ def _functions(bench: _Bench) -> dict[str, Callable]:
         "update": lambda algorithm, state, gradient, key: algorithm.update(state, gradient, key),
         "estimate": lambda algorithm, state: algorithm.estimate(state),
     }
+    if bench.meeting == "stages":
+        functions["update"] = passes
     return functions | ({"message": message, "receive": receive} if bench.sends else {})
 
 
@@ -540,6 +582,12 @@ def _timeline(bench: _Bench, seed: int, *, slow: bool) -> Trace:
         rate = bench.topology.n * bench.network.gradients_per_s + bench.topology.total_rate
         return Poisson().timeline(bench.network, Time(EVENTS / rate), seed)
     rng, n = np.random.default_rng(seed), bench.problem.n_workers
+    if bench.meeting == "batches":
+        return rounds_of_counts(rng.integers(1, 4, (EVENTS // (2 * n), n)), seed=seed)
+    if bench.meeting == "stages":
+        protocol = Pipeline(gossip_every=3)
+        network = network_of(protocol, bench.topology, bench.algorithm, bench.problem)
+        return protocol.timeline(network, Gradients(EVENTS // n), seed)
     edges = bench.topology.edges
     events: list[tuple] = []
     numbers: dict[str, int] = {"gradient": 0, "pair": 0, "message": 0}

@@ -146,6 +146,54 @@ def test_batches_by_speed():
     ]
 
 
+def test_micro_batches():
+    """Two a step, T = 0.75, speeds 1 and 0.5, optimizer 0.25 s: 4 s of computing, an all-reduce after both or after each.
+
+    Overlap hides what fits under the slow worker's last micro-batch of 2 s, or under each of them.
+    """
+    cluster = Cluster(speeds=(1.0, 0.5))
+    for no_sync, overlap, step_s, length_s in (
+        (True, 0.0, 4 + 0.75 + 0.25, 1.0),
+        (False, 0.0, 4 + 2 * 0.75 + 0.25, 1.0),
+        (True, 0.25, 4 + 0.25 + 0.25, 1.0),
+        (False, 0.25, 4 + 2 * 0.25 + 0.25, 1.0),
+        (False, 1.0, 4 + 0.25, 1.0),
+    ):
+        protocol = AllReduce(
+            accumulate=2, no_sync=no_sync, overlap=overlap, collective_s=0.75, optimizer_s=0.25
+        )
+        trace = run(protocol, cluster, 2, 30.0)
+        np.testing.assert_allclose(np.diff(trace.time_s, prepend=0), step_s)
+        np.testing.assert_allclose(trace.duration_s, length_s)
+        assert members(trace, 0) == ([0, 0, 1, 1] if no_sync else [0, 1, 0, 1])
+        np.testing.assert_allclose(trace.groups.weight, 1 / 4)
+        entries = trace.groups.sender[: trace.groups.start[1]]
+        np.testing.assert_array_equal(trace.groups.duration_s[: len(entries)], 1 + entries)
+    first = run(AllReduce(accumulate=3, first=1), cluster, 2, 10.0)
+    assert members(first, 0) == [0, 0, 0]
+    assert steps_of(first).time_s.tolist() == [3.0, 6.0, 9.0]
+    # the step after the crash lacks the second micro-batch of the worker that is down, not the first
+    down = dataclasses.replace(cluster, faults=Faults(down=((0, 2.5, 4.5),)))
+    parts = run(AllReduce(accumulate=2, no_sync=False), down, 2, 9.0)
+    assert [members(parts, k) for k in range(2)] == [[0, 1, 1], [1, 0, 1]]
+
+
+def test_micro_batches_use_the_same_draws():
+    """With and without no_sync the k-th gradient of a worker takes equally long; waiting after each costs more."""
+    cluster = Cluster(LogNormal(1.0, 0.5))
+    one, other = (
+        run(AllReduce(accumulate=4, no_sync=no_sync), cluster, 8, 60.0) for no_sync in (True, False)
+    )
+    steps = min(len(one), len(other))
+    for worker in range(8):
+        took = [
+            t.groups.duration_s[: t.groups.start[steps]][t.groups.sender[: t.groups.start[steps]] == worker]
+            for t in (one, other)
+        ]
+        np.testing.assert_array_equal(*took)
+    assert (other.time_s[:steps] > one.time_s[:steps]).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(speeds=st.lists(st.floats(0.1, 10.0), min_size=1, max_size=4), total=st.integers(1, 6))
 def test_shares_end_as_early_as_can_be(speeds, total):
@@ -213,7 +261,8 @@ def test_partitions():
 @given(
     cluster=CLUSTERS,
     protocol=st.sampled_from([
-        AllReduce(), AllReduce(first=2, overlap=0.5), AllReduce(batches="speed", collective="tree", per_round=7)
+        AllReduce(), AllReduce(first=2, overlap=0.5), AllReduce(batches="speed", collective="tree", per_round=7),
+        AllReduce(accumulate=2, no_sync=False, overlap=0.5, optimizer_s=0.1), AllReduce(accumulate=2, first=2),
     ]),
     seed=st.integers(0, 5),
 )  # fmt: skip
@@ -250,6 +299,13 @@ def test_stops_and_clocks():
         ({"batches": "fast"}, "protocol.batches"),
         ({"per_round": 9}, "protocol.per_round"),
         ({"collective": "star"}, "protocol.collective"),
+        ({"accumulate": 0}, "protocol.accumulate"),
+        ({"accumulate": 2, "batches": "speed"}, "Say how many by per_round"),
+        ({"no_sync": 1}, "protocol.no_sync"),
+        ({"no_sync": False, "first": 2}, "protocol.no_sync"),
+        ({"no_sync": False, "batches": "speed"}, "protocol.no_sync"),
+        ({"collective_s": -0.5}, "protocol.collective_s"),
+        ({"optimizer_s": float("inf")}, "protocol.optimizer_s"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

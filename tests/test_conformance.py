@@ -4,6 +4,7 @@ import pytest
 
 import decentral
 from decentral.algorithm import (
+    ACCO,
     ADOM,
     ADPSGD,
     ALGORITHMS,
@@ -11,10 +12,13 @@ from decentral.algorithm import (
     D2,
     DADAO,
     DPSGD,
+    DPU,
     EXTRA,
     MSDA,
+    PETRA,
     SGD,
     SGP,
+    WP,
     A2CiD2,
     Continuized,
     DiLoCo,
@@ -49,6 +53,10 @@ INSTANCES = {
     "extra": EXTRA(),
     "d2": D2(),
     "gradient_tracking": GradientTracking(learning_rate=0.05),
+    "acco": ACCO(optimizer=ADAM),
+    "dpu": DPU(optimizer=MOMENTUM),
+    "wp": WP(optimizer=MOMENTUM),
+    "petra": PETRA(optimizer=MOMENTUM, accumulate=2),
 }
 """Representative arguments for every algorithm of the registry."""
 MORE = {
@@ -65,6 +73,12 @@ MORE = {
     "event-triggered int8": (EventTriggered(optimizer=ADAM, gamma=0.1, compressor="int8"), None),
     "adom one mixing": (ADOM(), None),
     "noloco exchange": (NoLoCo(optimizer=ADAM), "exchange"),
+    "acco released": (ACCO(optimizer=ADAM, released=True), None),
+    "dpu released": (DPU(optimizer=ADAM, released=True), None),
+    "petra dsp": (PETRA(optimizer=ADAM, variant="dsp"), None),
+    "petra delayed": (PETRA(optimizer=MOMENTUM, variant="delayed"), None),
+    "petra approximate input": (PETRA(optimizer=MOMENTUM, variant="approximate_input"), None),
+    "petra stored weights": (PETRA(optimizer=MOMENTUM, variant="stored_weights", accumulate=3), None),
 }
 """Other arguments and meetings, in float32 and float64."""
 

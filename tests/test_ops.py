@@ -58,7 +58,7 @@ def traces(draw, names=NAMES):
             elif operand.bank == "server":
                 columns.append(0)
             elif operand.bank == "group":
-                columns.append(int(rng.choice({"mix": [0, 1], "average": [2], "step": [2, 3]}[name])))
+                columns.append(int(rng.choice({"mix": [0, 1], "average": [2]}.get(name, [2, 3]))))
             elif operand.opens:
                 columns.append(elements)
                 opened[operand.bank].append(elements)

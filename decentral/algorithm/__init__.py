@@ -1,6 +1,7 @@
 """The algorithms, one file each: pure functions over one worker's state."""
 
 from decentral.algorithm.a2cid2 import A2CiD2, A2CiD2State
+from decentral.algorithm.acco import ACCO, ACCOState
 from decentral.algorithm.adom import ADOM, ADOMState
 from decentral.algorithm.adpsgd import ADPSGD, ADPSGDState
 from decentral.algorithm.base import Algorithm, pytree, static
@@ -11,6 +12,7 @@ from decentral.algorithm.d2 import D2, D2State
 from decentral.algorithm.dadao import DADAO, DADAOState
 from decentral.algorithm.diloco import DiLoCo, DiLoCoState
 from decentral.algorithm.dpsgd import DPSGD, DPSGDState
+from decentral.algorithm.dpu import DPU, DPUState
 from decentral.algorithm.event_triggered import EventTriggered, EventTriggeredState
 from decentral.algorithm.extra import EXTRA, EXTRAState
 from decentral.algorithm.gossip import Gossip, GossipState
@@ -19,8 +21,10 @@ from decentral.algorithm.local_sgd import LocalSGD, LocalSGDState
 from decentral.algorithm.msda import MSDA, MSDAState
 from decentral.algorithm.noloco import NoLoCo, NoLoCoState
 from decentral.algorithm.optimizer import Optimizer
+from decentral.algorithm.petra import PETRA, StageState
 from decentral.algorithm.sgd import SGD, SGDState
 from decentral.algorithm.sgp import SGP, SGPState
+from decentral.algorithm.wp import WP, WPState
 
 ALGORITHMS = {
     "gossip": Gossip,
@@ -41,10 +45,15 @@ ALGORITHMS = {
     "extra": EXTRA,
     "d2": D2,
     "gradient_tracking": GradientTracking,
+    "petra": PETRA,
+    "acco": ACCO,
+    "dpu": DPU,
+    "wp": WP,
 }
 """Every shipped algorithm by the name a spec uses; the conformance battery runs on all of them."""
 
 __all__ = [
+    "ACCO",
     "ADOM",
     "ADPSGD",
     "ALGORITHMS",
@@ -53,12 +62,16 @@ __all__ = [
     "D2",
     "DADAO",
     "DPSGD",
+    "DPU",
     "EXTRA",
     "MSDA",
+    "PETRA",
     "SGD",
     "SGP",
+    "WP",
     "A2CiD2",
     "A2CiD2State",
+    "ACCOState",
     "ADOMState",
     "ADPSGDState",
     "Algorithm",
@@ -69,6 +82,7 @@ __all__ = [
     "D2State",
     "DADAOState",
     "DPSGDState",
+    "DPUState",
     "DiLoCo",
     "DiLoCoState",
     "EXTRAState",
@@ -86,6 +100,8 @@ __all__ = [
     "Optimizer",
     "SGDState",
     "SGPState",
+    "StageState",
+    "WPState",
     "pytree",
     "static",
 ]

@@ -121,9 +121,12 @@ class Algorithm:
         """The state after an all-reduce that ran beside other work: the mean of ``count`` gradients at an older ``point``."""
         return self.update(state, gradient, key)
 
-    def forward(self, stage, state, inputs) -> tuple[Any, Any]:
-        """``(outputs, stash)``: a batch passes a stage of a pipeline, which keeps the stash for its backward pass."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(stage, state, inputs)")
+    def forward(self, stage, state, inputs, samples) -> tuple[Any, Any]:
+        """``(outputs, stash)``: a batch passes a stage of a pipeline, which keeps the stash for its backward pass.
+
+        The first stage has no inputs but ``samples``, which it can read again.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward(stage, state, inputs, samples)")
 
     def turn(self, stage, loss, state, inputs, labels, count) -> tuple[Any, Any]:
         """``(state, cotoken)``: forward and backward pass of a batch at the last stage, the ``count``-th."""

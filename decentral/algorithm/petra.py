@@ -99,7 +99,7 @@ class PETRA(Algorithm):
 
     def demand(self, network: Network) -> Demand:
         """A worker per stage."""
-        return Demand(meetings=("stages",))
+        return Demand(meetings=("stages",), local_steps=self.accumulate)
 
     def resolve(self, problem: Any, network: Network | None) -> PETRA:
         if problem is not None and problem.stages is None:
@@ -122,12 +122,12 @@ class PETRA(Algorithm):
             return state.x
         return {kind: stages.x for kind, stages in state.items()}
 
-    def forward(self, stage, state: StageState, inputs) -> tuple[Any, Stash]:
-        """``(outputs, what is kept)`` of a stage for one batch."""
+    def forward(self, stage, state: StageState, inputs, samples=None) -> tuple[Any, Stash]:
+        """``(outputs, what is kept)`` of a stage for one batch; ``samples``: the first stage's inputs, not kept."""
         memory = VARIANTS[self.variant]
-        keeps = memory.inputs == "kept" or stage.inverse is None
+        kept = inputs if memory.inputs == "kept" or stage.inverse is None else None
         weights = None if memory.weights == "none" else state.x
-        return stage.apply(state.x, inputs), Stash(inputs if keeps else None, weights)
+        return stage.apply(state.x, inputs if samples is None else samples), Stash(kept, weights)
 
     def turn(self, stage, loss, state: StageState, inputs, labels, count) -> tuple[StageState, Cotoken]:
         """The last stage: forward, ``loss(scores, labels)``, and backward."""
@@ -169,7 +169,9 @@ class PETRA(Algorithm):
         """Parameters, for gossip between the same stage of several pipelines."""
         return self.estimate(state), state
 
-    def receive(self, state: StageState, message, mine, weight) -> StageState:
+    def receive(self, state, message, mine, weight):
+        if not isinstance(state, StageState):
+            return {kind: self.receive(one, message[kind], mine[kind], weight) for kind, one in state.items()}
         x = jax.tree.map(lambda a, theirs, ours: a + 0.5 * weight * (theirs - ours), state.x, message, mine)
         return state._replace(x=x)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from decentral.analysis.plots import _BLUE, _OTHERS, _PURPLE, _RED, STYLE, save_
 from decentral.analysis.timeline import (
     SERVER,
     Activity,
+    Intervals,
     Outcome,
     Traffic,
     Utilisation,
@@ -22,7 +24,7 @@ from decentral.analysis.timeline import (
     staleness,
     utilisation,
 )
-from decentral.engine.trace import Trace
+from decentral.engine.trace import REDUCTIONS, Trace
 from decentral.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -87,9 +89,12 @@ def plot_gantt(
         grid = figure.add_gridspec(2, 8, height_ratios=(0.5 + height, 2.6))
         bars = figure.add_subplot(grid[0, :6])
         shares = figure.add_subplot(grid[0, 6:], sharey=bars)
-        _bars(bars, done, drawn, until_s)
+        lanes = _lanes(trace, done)
+        _bars(bars, done.n_workers, lanes, drawn, until_s, done.horizon_s)
         notes.append(_messages(bars, trace, done, drawn, until_s))
-        ends_only = any(op.name in ("gradient", "evaluate", "step") for op in trace.ops)
+        ends_only = any(
+            op.instruction in ("gradient", "evaluate", *REDUCTIONS, "turn", "backward") for op in trace.ops
+        )
         if ends_only and trace.duration_s is not None:
             notes.append("A computation that a crash or the end of the run interrupts is not in the trace.")
         _shares(shares, utilisation(trace), drawn)
@@ -97,7 +102,7 @@ def plot_gantt(
         traffic = bytes_per_link(trace, message_bytes or 1, model_bytes)
         _links(figure.add_subplot(grid[1, 4:]), traffic, trace.n_workers, message_bytes is not None)
         figure.legend(
-            handles=_legend(done), loc="outside upper left", ncols=6,
+            handles=_legend(lanes), loc="outside upper left", ncols=6,
             title=title or None, title_fontproperties={"size": 11, "weight": "bold"}, alignment="left",
         )  # fmt: skip
         figure.supxlabel(
@@ -135,14 +140,43 @@ def _chosen(workers: Sequence[int] | None, gradients: np.ndarray) -> tuple[np.nd
     )
 
 
-def _bars(axes: Axes, done: Activity, drawn: np.ndarray, until_s: float) -> None:
-    """Compute above, communication below, one row per worker; what takes no time is a tick."""
-    row_of = np.full(done.n_workers, -1)
+class _Lane(NamedTuple):
+    """What one of the two bars of a worker shows: where it is, relative to the worker's row, and what it is called."""
+
+    part: Intervals
+    colour: str
+    bottom: float
+    height: float
+    label: str
+
+
+def _lanes(trace: Trace, done: Activity) -> list[_Lane]:
+    """Compute above, communication below; in a pipeline forward above and backward below."""
+    if not any(op.instruction == "turn" for op in trace.ops):
+        words = "communicates (right: and does not compute)"
+        return [
+            _Lane(done.compute, _COMPUTE, -0.4, 0.5, "computes"),
+            _Lane(done.communication, _COMMUNICATION, 0.13, 0.27, words),
+        ]
+    up = np.array([op.instruction == "forward" for op in trace.ops])[trace.op[done.compute.event]]
+    forward, backward = (
+        Intervals(*(getattr(done.compute, field.name)[rows] for field in dataclasses.fields(Intervals)))
+        for rows in (up, ~up)
+    )
+    words = "backward (the last stage: with forward)"
+    return [
+        _Lane(forward, _COMPUTE, -0.4, 0.38, "forward"),
+        _Lane(backward, _PURPLE, 0.02, 0.38, words),
+    ]
+
+
+def _bars(
+    axes: Axes, n: int, lanes: Sequence[_Lane], drawn: np.ndarray, until_s: float, horizon_s: float
+) -> None:
+    """A row per worker with its two bars; what takes no time is a tick."""
+    row_of = np.full(n, -1)
     row_of[drawn] = np.arange(drawn.size)
-    for part, colour, bottom, height in (
-        (done.compute, _COMPUTE, -0.4, 0.5),
-        (done.communication, _COMMUNICATION, 0.13, 0.27),
-    ):
+    for part, colour, bottom, height, _ in lanes:
         row = row_of[part.worker]
         inside = (row >= 0) & (part.start_s <= until_s)
         width = part.end_s - part.start_s
@@ -169,7 +203,7 @@ def _bars(axes: Axes, done: Activity, drawn: np.ndarray, until_s: float) -> None
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("simulated time (s)")
     axes.set_ylabel("worker")
-    axes.set_title("The beginning of the run" if until_s < done.horizon_s else "The whole run")
+    axes.set_title("The beginning of the run" if until_s < horizon_s else "The whole run")
 
 
 def _messages(axes: Axes, trace: Trace, done: Activity, drawn: np.ndarray, until_s: float) -> str:
@@ -323,10 +357,10 @@ def _say(axes: Axes, words: str) -> None:
     axes.set_axis_off()
 
 
-def _legend(done: Activity) -> list:
+def _legend(lanes: Sequence[_Lane]) -> list:
     from matplotlib.patches import Patch
 
-    lost = (np.concatenate([done.compute.outcome, done.communication.outcome]) == Outcome.LOST).any()
-    named = [(_COMPUTE, "computes"), (_COMMUNICATION, "communicates (right: and does not compute)")]
+    lost = any((lane.part.outcome == Outcome.LOST).any() for lane in lanes)
+    named = [(lane.colour, lane.label) for lane in lanes]
     named += [(_LOST, "lost")] * bool(lost) + [(_IDLE, "neither")]
     return [Patch(color=colour, label=label) for colour, label in named]

@@ -1,8 +1,8 @@
 """A trace for people: who did what when, how busy and how stale; a table of it, and an export for trace viewers.
 
 What a trace does not hold is not counted: a computation that the horizon interrupts is seen where its start is an event
-(``gradient_start``), and not where only its end would be one (``gradient``, ``evaluate``, ``step``). So a worker's idle
-share may be up to one gradient too high.
+(``gradient_start``, ``forward``), and not where only its end would be one (``gradient``, ``evaluate``, ``step``, ``turn``,
+``backward``). So a worker's idle share may be up to one gradient too high; with ``reduce``, by the gradients of two rounds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from decentral.analysis.pipeline import delays, durations_s
 from decentral.analysis.tables import comparison_table, format_interval
-from decentral.engine.trace import OPS, Op, Trace
+from decentral.engine.trace import OPS, REDUCTIONS, Op, Trace
 from decentral.errors import InvalidInput
 
 MOST_INSTANTANEOUS = 1_000_000
@@ -76,7 +77,8 @@ class Activity:
         n_workers: how many there are.
         horizon_s: where the replica ends.
         compute: gradients, thrown away or not; those of a ``step`` are one interval per worker.
-        communication: exchanges, collectives, and one-sided messages at their sender (a ``pull`` at who pulls).
+        communication: exchanges, collectives, and one-sided messages at their sender (a ``pull`` at who pulls). Not what
+            goes along a pipeline: its trace says when a message is taken, not when it arrives.
         messages: between two workers, or a worker and the server; not those of all-reduces.
     """
 
@@ -115,6 +117,18 @@ class _Reading:
         """The events of some ops, in order."""
         codes = [self.codes[name] for name in names if name in self.codes]
         return np.flatnonzero(np.isin(self.trace.op, codes))
+
+    def pipeline_rows(self, *instructions: str) -> np.ndarray:
+        """The events of the ops of all kinds of stages that do this, in order."""
+        codes = [code for code, op in enumerate(self.trace.ops) if op.kind and op.instruction in instructions]
+        return np.flatnonzero(np.isin(self.trace.op, codes))
+
+    def open_operands(self) -> list[tuple[Op, int]]:
+        """What is open at the horizon: the op that opened it, and the operand's place."""
+        codes = self.trace.op[self.open_event].tolist()
+        return [
+            (self.trace.ops[code], place) for code, place in zip(codes, self.open_place.tolist(), strict=True)
+        ]
 
     def is_op(self, events: np.ndarray, *names: str) -> np.ndarray:
         """Whether each event is one of some ops."""
@@ -179,10 +193,11 @@ class _Reading:
         trace = self.trace
         banks: dict[str, int] = {}
         parts = []
+        stay = {"worker", "server", "group", *(name for name, _ in trace.banks)}
         for code, op in enumerate(trace.ops):
             rows = np.flatnonzero(trace.op == code)
             for place, operand in enumerate(op.operands):
-                if operand.bank in ("worker", "server", "group"):
+                if operand.bank in stay:
                     continue
                 bank = banks.setdefault(operand.bank, len(banks))
                 element = (bank << 32) + trace.operands[rows, place].astype(np.int64)
@@ -200,6 +215,8 @@ class _Reading:
             bad = int(event[never].min())
             name = trace.ops[trace.op[bad]].name
             raise InvalidInput("trace", f"{name} at event {bad}", "slots that an earlier event opened")
+        # Of an event that uses several slots the first one counts: a pass of a pipeline, by what came to it.
+        uses = uses[np.argsort(-place[uses], kind="stable")]
         self.opener[event[uses]] = event[last[uses]]
         closed = np.zeros(order.size, bool)
         closed[last[closes]] = True
@@ -224,6 +241,8 @@ def activity(trace: Trace) -> Activity:
     An interval ends with its event and lasts as long as ``trace.duration_s`` says. Without durations, and for what is
     cancelled, abandoned or under way at the horizon, it begins with the event that started it; else it has no length.
     The gradients of a ``step`` begin at the step before it (or at 0), or earlier where they would not be done by its end.
+    Those of a ``reduce`` begin when the worker was done with those of the one before, between the end of an all-reduce
+    and the ``load`` after it. A ``forward`` begins with its event.
     A ``pull`` lasts until its worker computes; the messages of a ``submit`` are at the ends of its computation. Mixing steps
     that take no time are left out where they have more than a million messages: their intervals have no length.
 
@@ -250,8 +269,14 @@ def _activity(reading: _Reading) -> Activity:
     given_up = reading.rows("abandon")
     abandoned = given_up[reading.is_op(opener[given_up], "gradient_start")]
     started = reading.open_event[reading.is_op(reading.open_event, "gradient_start")]
+    up, back = reading.pipeline_rows("forward"), reading.pipeline_rows("turn", "backward")
+    up_ends_s = _pass_ends_s(reading, up)
+    up_s = np.minimum(up_ends_s, trace.horizon_s)
+    up_outcome = np.where(up_ends_s > trace.horizon_s, Outcome.UNDER_WAY, Outcome.DONE)
     compute = [
         (operands[gradients, 0], *ended(gradients)),
+        (operands[back, 0], *ended(back)),
+        (operands[up, 0], time_s[up], up_s, up, up_outcome),
         (operands[abandoned, 0], *ended(abandoned, Outcome.LOST)),
         (operands[started, 0], *under_way(started)),
         _step_gradients(reading),
@@ -294,7 +319,8 @@ def _activity(reading: _Reading) -> Activity:
     worker, from_s, to_s = operands[rows, 0], start_s[rows], time_s[rows]
     messages.append((worker, from_s, from_s, rows, Outcome.DONE, SERVER, worker))
     messages.append((worker, to_s, to_s, rows, Outcome.DONE, worker, SERVER))
-    of_pairs = _joined(messages)
+    along, exchanges = _pipeline_messages(reading)
+    of_pairs = _joined(messages + exchanges)
 
     groups = trace.groups
     rows = reading.rows("mix")
@@ -304,7 +330,7 @@ def _activity(reading: _Reading) -> Activity:
     away = (groups.receiver[entry] >= 0) & (groups.receiver[entry] != groups.sender[entry])
     event, sender, receiver = event[away], groups.sender[entry[away]], groups.receiver[entry[away]]
     mixed = (sender, *ended(event), sender, receiver)
-    members, entry = reading.entries(reading.rows("step", "average"))
+    members, entry = reading.entries(reading.rows("step", "reduce", "average"))
     part = [(event, sender), (event, receiver), (members, groups.sender[entry])]
     keys = [events * trace.n_workers + workers for events, workers in part]
     event, worker = np.divmod(np.unique(np.concatenate(keys)), trace.n_workers)
@@ -314,13 +340,53 @@ def _activity(reading: _Reading) -> Activity:
         trace.horizon_s,
         Intervals(*_joined(compute)),
         Intervals(*_joined([of_pairs[:5], collectives])),
-        Messages(*_joined([of_pairs, mixed])),
+        Messages(*_joined([of_pairs, mixed, *along])),
     )
 
 
+def _pass_ends_s(reading: _Reading, rows: np.ndarray) -> np.ndarray:
+    """When passes of a pipeline end: a forward pass stands at its beginning."""
+    lasts = np.isin(rows, reading.pipeline_rows("forward"))
+    return reading.trace.time_s[rows] + np.where(lasts, durations_s(reading.trace)[rows], 0.0)
+
+
+def _pipeline_messages(reading: _Reading) -> tuple[list[tuple], list[tuple]]:
+    """What went along pipelines, from the end of a pass to the beginning of the next; and exchanges of equal stages."""
+    trace, time_s, operands = reading.trace, reading.trace.time_s, reading.operands
+    takes = reading.pipeline_rows("forward", "turn", "backward")
+    takes = takes[reading.opener[takes] >= 0]
+    sent = reading.opener[takes]
+    forward = np.isin(takes, reading.pipeline_rows("forward"))
+    taken_s = np.where(forward, time_s[takes], reading.start_s[takes])
+    left_s = np.minimum(_pass_ends_s(reading, sent), taken_s)
+    sender = operands[sent, 0]
+    along: list[tuple] = [(sender, left_s, taken_s, takes, Outcome.DONE, sender, operands[takes, 0])]
+    banks = np.array(
+        [op.operands[place].bank.partition(":")[0] for op, place in reading.open_operands()], "U8"
+    )
+    rows = reading.open_event[np.isin(banks, ("token", "cotoken"))]
+    left_s, sender = _pass_ends_s(reading, rows), operands[rows, 0]
+    along.append((sender, left_s, trace.horizon_s, rows, Outcome.UNDER_WAY, sender, UNKNOWN))
+    along = [
+        tuple(np.compress(part[1] <= trace.horizon_s, c) for c in np.broadcast_arrays(*part))
+        for part in along
+    ]
+    exchanges, sizes = [], dict(trace.banks)
+    for code, op in enumerate(trace.ops):
+        if op.instruction == "exchange" and op.kind:
+            rows = np.flatnonzero(trace.op == code)
+            worker = operands[rows, 0].astype(np.int64)
+            # Elements of a bank stand in order of pipelines.
+            far = (operands[rows, 2].astype(np.int64) - operands[rows, 1]) * trace.n_workers
+            other = worker + far // sizes[op.operands[1].bank]
+            for to, peer in ((worker, other), (other, worker)):
+                exchanges.append((to, time_s[rows], time_s[rows], rows, Outcome.DONE, peer, to))
+    return along, exchanges
+
+
 def _step_gradients(reading: _Reading) -> tuple:
-    """The intervals in which the members of each ``step`` computed."""
-    trace, rows = reading.trace, reading.rows("step")
+    """The intervals in which the members of each ``step`` and ``reduce`` computed."""
+    trace, rows = reading.trace, reading.rows("step", "reduce")
     event, entry = reading.entries(rows)
     key = event * trace.n_workers + trace.groups.sender[entry]
     key, which = np.unique(key, return_inverse=True)
@@ -329,7 +395,23 @@ def _step_gradients(reading: _Reading) -> tuple:
     before_s = np.concatenate([[0.0], trace.time_s[rows]])[np.searchsorted(rows, event)]
     start_s = np.maximum(np.minimum(before_s, trace.time_s[event] - seconds), 0)
     start_s = np.where(seconds > 0, start_s, trace.time_s[event])
+    late = reading.opener[event] >= 0
+    load, ends = reading.opener[event[late]], reading.rows("reduce")
+    last_s = np.concatenate([[0.0], trace.time_s[ends]])[np.searchsorted(ends, load)]
+    start_s[late] = _one_after_another(
+        worker[late], seconds[late], last_s, trace.time_s[load], trace.n_workers
+    )
     return worker, start_s, start_s + seconds, event, Outcome.DONE
+
+
+@njit(cache=True)
+def _one_after_another(worker, seconds, earliest_s, latest_s, n):
+    """When each worker began its entries, in order: when the one before was done, within bounds."""
+    free_s, start_s = np.zeros(n), np.empty(worker.size)
+    for k in range(worker.size):
+        start_s[k] = min(max(free_s[worker[k]], earliest_s[k]), latest_s[k])
+        free_s[worker[k]] = start_s[k] + seconds[k]
+    return start_s
 
 
 def _joined(parts: Sequence[Sequence]) -> list[np.ndarray]:
@@ -371,7 +453,8 @@ class Staleness:
         worker: int64 ``(gradients,)``: who computed each applied gradient.
         updates: int64 ``(gradients,)``: other changes of the same state between reading the parameters and applying the
             gradient. Of a worker: its other gradients, exchanges, messages received, mixes; of the server: gradients and
-            steps of others. 0 for ``gradient`` and ``step``, which read what they change.
+            steps of others; of a stage of a pipeline: its backward passes. 0 for ``gradient`` and ``step``, which read what
+            they change.
         delay_s: float64 ``(gradients,)``: seconds between reading (or beginning to compute) and applying.
         message_age_s: float64 ``(messages,)``: seconds between taking and applying a message that took a slot
             (``exchange_start``, ``send``). Those of ``exchange`` and ``mix`` are taken when they are applied.
@@ -461,9 +544,10 @@ def _staleness(reading: _Reading) -> Staleness:
         return last - first
 
     whole, commits, pushes = reading.rows("gradient"), reading.rows("gradient_commit"), reading.rows("push")
-    server = reading.rows("push", "step")
+    server = reading.rows("push", "step", "reduce")
     steps = _step_gradients(reading)
-    event, entry = reading.entries(reading.rows("step"))
+    event, entry = reading.entries(reading.rows("step", "reduce"))
+    since = np.where(opener[event] >= 0, opener[event], event)
     of_step = np.searchsorted(
         steps[3] * trace.n_workers + steps[0], event * trace.n_workers + trace.groups.sender[entry]
     )
@@ -480,7 +564,12 @@ def _staleness(reading: _Reading) -> Staleness:
             np.searchsorted(server, pushes) - np.searchsorted(server, opener[pushes]),
             time_s[pushes] - time_s[opener[pushes]],
         ),
-        (trace.groups.sender[entry], 0, time_s[event] - steps[1][of_step]),
+        (
+            trace.groups.sender[entry],
+            np.searchsorted(server, event) - np.searchsorted(server, since),
+            time_s[event] - steps[1][of_step],
+        ),
+        _pass_delays(reading),
     ]
     worker, updates, delay_s = (
         np.concatenate(column).astype(kind)
@@ -499,6 +588,14 @@ def _staleness(reading: _Reading) -> Staleness:
         sender[paired] = ends - worker_of[arrivals[paired]]
     gone_by = between(reading.gradients(), sender, arrivals)
     return Staleness(worker, updates, delay_s, time_s[arrivals] - time_s[starts], gone_by)
+
+
+def _pass_delays(reading: _Reading) -> tuple:
+    """Of the backward passes of a pipeline, each one a change of its stage."""
+    if not reading.pipeline_rows("turn").size:
+        return tuple(np.zeros((3, 0)))
+    late = delays(reading.trace)
+    return late.worker, late.updates, late.seconds
 
 
 def bytes_per_link(trace: Trace, message_bytes: float, model_bytes: float | None = None) -> Traffic:
@@ -525,10 +622,10 @@ def _traffic(trace: Trace, sent: Messages, message_bytes: float, model_bytes: fl
     size = np.where((sender == SERVER) | (receiver == SERVER), model_bytes, float(message_bytes))
     collectives = {}
     for code, op in enumerate(trace.ops):
-        if op.name in ("step", "average"):
+        if op.name in (*REDUCTIONS, "average"):
             rows = trace.op == code
             number = int(trace.messages_of_events[rows].sum())
-            each = model_bytes if op.name == "step" else message_bytes
+            each = model_bytes if op.name in REDUCTIONS else message_bytes
             collectives[op.name] = {"events": int(rows.sum()), "messages": number, "bytes": number * each}
     return Traffic(
         sender,
@@ -775,7 +872,7 @@ def _slices(trace: Trace) -> _Slices:
         for kind, part in enumerate((done.compute, done.communication))
     ]
     for code, op in enumerate(trace.ops):  # what is no interval, or arrives at a worker that did not ask
-        if op.name not in OPS or op.name in ("receive", "drop", "copy", "reset"):
+        if not (op.name in OPS or op.kind) or op.name in ("receive", "drop", "copy", "reset"):
             places = [place for place, operand in enumerate(op.operands) if operand.bank == "worker"]
             rows = np.flatnonzero(trace.op == code)
             at_s = trace.time_s[rows]

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from decentral.engine.instructions import INSTRUCTIONS, STAGE_INSTRUCTIONS, Actor, Draw, meet, reduce, step
-from decentral.engine.plan import assign_slots, closed_position, lasting_banks
+from decentral.engine.plan import assign_slots, closed_position, group_entries, lasting_banks
 from decentral.engine.trace import REDUCTIONS, Op, Trace
 from decentral.engine.units import Units
 
@@ -396,6 +396,7 @@ class EagerClock:
         self.seen = {bank: np.zeros((len(trace.ops), size), np.uint32) for bank, size in sizes.items()}
         self.gradients = np.zeros(trace.total_workers, np.uint32)
         self.operands, _ = assign_slots(trace)
+        self.entries = group_entries(trace)
 
     @property
     def last_write_s(self) -> np.ndarray:
@@ -464,10 +465,12 @@ class EagerClock:
             "weight": trace.groups.weight[entries].astype(dtype),
             "entry_count": entry_count,
         }
-        row = {name: np.zeros((replicas, len(column)), column.dtype) for name, column in columns.items()}
+        # As wide as the largest table, so that all of them are one shape.
+        shape = replicas, self.entries[op.name]
+        row = {name: np.zeros(shape, column.dtype) for name, column in columns.items()}
+        row["receiver"][:] = trace.n_workers
         for name, column in columns.items():
-            row[name][replica] = column
-        row["receiver"][np.arange(replicas) != replica] = trace.n_workers
+            row[name][replica, : len(column)] = column
         row |= {
             "active": np.arange(replicas) == replica,
             "elapsed": (elapsed_s / self.units.group(self.group_number[event])).astype(dtype),

@@ -198,8 +198,8 @@ def reset(worker: Actor) -> tuple[Any]:
 
 def forward(worker: Actor, stage: Actor, *slots) -> tuple[Any, ...]:
     """Activations pass a stage: ``(worker, stage, token or nothing for the first stage, token, stash)``."""
-    inputs = slots[0] if len(slots) == 3 else worker.batch(stage.count)[0]
-    outputs, stash = stage.algorithm.forward(stage.stage, stage.state, inputs)
+    token, samples = (slots[0], None) if len(slots) == 3 else (None, worker.batch(stage.count)[0])
+    outputs, stash = stage.algorithm.forward(stage.stage, stage.state, token, samples)
     return (*(None,) * len(slots), outputs, stash)
 
 

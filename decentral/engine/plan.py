@@ -111,12 +111,7 @@ class Plan:
     @cached_property
     def group_entries(self) -> dict[str, int]:
         """The entries of the largest table of every group op that occurs."""
-        trace, largest = self.trace, {}
-        for code, op in enumerate(trace.ops):
-            if op.is_group and trace.counts[op.name]:
-                used = np.unique(trace.operands[trace.op == code, _group_position(op)])
-                largest[op.name] = int(trace.groups.sizes[used].max())
-        return largest
+        return group_entries(self.trace)
 
     def group_rows(
         self, first: int, last: int, capacity: int, dtype: np.dtype
@@ -303,6 +298,16 @@ def _is_group(trace: Trace) -> np.ndarray:
 
 def _group_position(op: Op) -> int:
     return next(k for k, operand in enumerate(op.operands) if operand.bank == "group")
+
+
+def group_entries(trace: Trace) -> dict[str, int]:
+    """The entries of the largest table of every group op that occurs."""
+    largest = {}
+    for code, op in enumerate(trace.ops):
+        if op.is_group and trace.counts[op.name]:
+            used = np.unique(trace.operands[trace.op == code, _group_position(op)])
+            largest[op.name] = int(trace.groups.sizes[used].max())
+    return largest
 
 
 def closed_position(op: Op) -> int:

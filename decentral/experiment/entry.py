@@ -175,8 +175,8 @@ def network_of(
     """
     demand = algorithm.demand(Network(topology))
     if "stages" in demand.meetings:
-        # Refuses a problem without stages.
-        elements = slot_shapes(problem, algorithm, shapes_of(problem, algorithm.resolve(problem, None)))
+        resolved = algorithm.resolve(problem, None)  # refuses a problem without stages
+        elements = slot_shapes(problem, resolved, shapes_of(problem, resolved))
         demand = dataclasses.replace(
             demand, stages=problem.stages.shapes, token_bytes=token_bytes(problem, elements)
         )

@@ -65,7 +65,8 @@ def slot_shapes(problem: Problem, algorithm: Algorithm, shapes: Shapes) -> dict[
         elements[f"message:{shape.kind}"] = jax.eval_shape(algorithm.estimate, state)
         below.append((shape, stage, state, token))
         if shape.gives:
-            token, stash = jax.eval_shape(partial(algorithm.forward, stage), state, token)
+            arguments = (state, token, None) if shape.takes else (state, None, token)
+            token, stash = jax.eval_shape(partial(algorithm.forward, stage), *arguments)
             elements |= {f"token:{shape.gives}": token, f"stash:{shape.kind}": stash}
     cotoken = None
     for shape, stage, state, token in reversed(below):

@@ -460,12 +460,11 @@ class Simulation:
         segment = np.searchsorted(self.events, np.arange(len(trace)), side="right")
         shape = (len(trace.replicas), records + 1)
         flat = np.ravel_multi_index((trace.replica_of_event, segment), shape)
-        is_op = {op.name: trace.op == code for code, op in enumerate(trace.ops)}
-        no = np.zeros(len(trace), bool)
+        is_exchange = np.array([op.instruction in ("exchange", "exchange_start") for op in trace.ops])
         of_event = {
             "gradients": trace.gradients_of_events,
             "updates": np.minimum(trace.gradients_of_events, 1),
-            "exchanges": is_op.get("exchange", no) | is_op.get("exchange_start", no),
+            "exchanges": is_exchange[trace.op],
             "messages": trace.messages_of_events,
         }
         if self.holder == "stage":

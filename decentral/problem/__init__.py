@@ -11,6 +11,8 @@ from decentral.problem.linear import least_squares_from_arrays, logistic_from_ar
 from decentral.problem.measure import gradient_noise, heterogeneity
 from decentral.problem.networks import cnn, mlp, moe, transformer
 from decentral.problem.quadratics import Quadratic, noise_table_from_events, quadratic
+from decentral.problem.reversible import reversible_mlp, reversible_transformer, revnet
+from decentral.problem.stages import Stage, StagedProblem, Stages, from_stages
 from decentral.problem.synthetic import least_squares, logistic
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
@@ -23,6 +25,9 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "cnn": cnn,
     "transformer": transformer,
     "moe": moe,
+    "reversible_mlp": reversible_mlp,
+    "revnet": revnet,
+    "reversible_transformer": reversible_transformer,
 }
 
 __all__ = [
@@ -30,10 +35,14 @@ __all__ = [
     "FiniteSum",
     "Problem",
     "Quadratic",
+    "Stage",
+    "StagedProblem",
+    "Stages",
     "breast_cancer",
     "cnn",
     "digits",
     "from_loss",
+    "from_stages",
     "gradient_noise",
     "heterogeneity",
     "least_squares",
@@ -44,6 +53,9 @@ __all__ = [
     "moe",
     "noise_table_from_events",
     "quadratic",
+    "reversible_mlp",
+    "reversible_transformer",
+    "revnet",
     "softmax_from_arrays",
     "stack_shards",
     "transformer",

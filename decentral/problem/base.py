@@ -41,8 +41,6 @@ class Problem(abc.ABC):
         L: max_i L_i, the smoothness shared by all f_i, or None if not known.
         workers_per_model: workers that hold one model between them: 1, or as many as it has stages, in a pipeline.
         stages: the model as a chain of stages (``decentral.problem.stages.Stages``), or None.
-        stages: the model as a chain of stages (``decentral.problem.stages.Stages``), or None: it is in one piece.
-        workers_per_model: workers that hold one model between them: 1, or one for each of its stages.
         optimum: the only minimiser of f, NumPy float64 whatever the run's dtype (for the data as the run sees it),
             or None where there is none, more than one, or it is not known; computed at first use.
     """

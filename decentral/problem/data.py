@@ -76,6 +76,25 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
     return _held_out(data.images[..., None], data.target, 10, test_fraction, seed)
 
 
+def clusters(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
+    """5,120 points of 16 features around 40 random centres, four of each of ten classes.
+
+    Centres are N(0, 3^2 I) and points N(centre, 1.5^2 I): a small tanh network gets 98 to 99 % of new points right. They are
+    as drawn, not standardised: at this size the learning rates where delays do harm are those of PETRA's targets, whose
+    own clusters are not documented.
+
+    Args:
+        test_fraction: share of samples held out, at least 0 and below 1.
+        seed: drives centres, points and the split.
+    """
+    rng = random_generator(seed, "clusters")
+    own = rng.integers(40, size=5120)
+    points = 3.0 * rng.normal(size=(40, 16))[own] + 1.5 * rng.normal(size=(5120, 16))
+    labels = (own % 10).astype(np.int32)
+    train, test = split(len(labels), test_fraction, seed)
+    return DataSet(points[train], labels[train], points[test], labels[test], 10)
+
+
 def mnist(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
     """5,000 handwritten digits of MNIST, 500 of each class, of 28 x 28 x 1 pixels.
 

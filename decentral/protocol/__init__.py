@@ -3,6 +3,8 @@
 from decentral.protocol.all_reduce import AllReduce
 from decentral.protocol.base import MEETINGS, STOPS, Demand, Gradients, Network, Protocol, Stop, Time
 from decentral.protocol.mailbox import Mailbox
+from decentral.protocol.overlapped import Overlapped, rounds_of_counts
+from decentral.protocol.pipeline import Pipeline
 from decentral.protocol.poisson import Poisson
 from decentral.protocol.recorded import Recorded
 from decentral.protocol.rendezvous import Rendezvous
@@ -14,6 +16,8 @@ PROTOCOLS = {
     "rendezvous": Rendezvous,
     "rounds": Rounds,
     "all_reduce": AllReduce,
+    "overlapped": Overlapped,
+    "pipeline": Pipeline,
     "mailbox": Mailbox,
     "server": Server,
     "recorded": Recorded,
@@ -29,6 +33,8 @@ __all__ = [
     "Gradients",
     "Mailbox",
     "Network",
+    "Overlapped",
+    "Pipeline",
     "Poisson",
     "Protocol",
     "Recorded",
@@ -37,4 +43,5 @@ __all__ = [
     "Server",
     "Stop",
     "Time",
+    "rounds_of_counts",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from decentral.engine.trace import STEP, WORK, Trace
 from decentral.errors import InvalidInput, suggest
 from decentral.protocol.base import Demand, Network, Stop, until
-from decentral.protocol.collectives import Collective, check_collective
+from decentral.protocol.collectives import Collective, check_collective, check_times
 from decentral.protocol.rounds import Crew, Events, Tables
 from decentral.timing import Cluster
 from decentral.topology import DirectedTopology, Topology
@@ -47,7 +47,13 @@ class AllReduce:
     """Synchronous data-parallel SGD: all workers' gradients at the same parameters, their mean, one update; again.
 
     There is one copy of the parameters. A ``step`` is at the end of a round: the gradients, then an all-reduce of
-    ``model_bytes`` among those whose gradients count. It has the mean of these gradients, and the time that each took.
+    ``model_bytes`` among those whose gradients count, then the optimizer. It has the mean of these gradients, and the time
+    that each took. With a sharded optimizer (ZeRO-1) it is the same: a reduce-scatter and an all-gather are an all-reduce
+    in two halves, and ``optimizer_s`` is a shard's.
+
+    The usual rivals of an overlapped all-reduce (:class:`~decentral.protocol.overlapped.Overlapped`): ``overlap`` is DDP as
+    it is used; ``accumulate`` makes its batch as large as the rival's has become; ``batches = "speed"`` makes fast workers
+    take more, as the rival does.
 
     *Faults.* Who is down when a round begins is not in it; who crashes before its all-reduce is left out, its gradient
     lost (it has taken a draw), and no longer waited for; the weights are those of a mean of the gradients that are
@@ -60,12 +66,19 @@ class AllReduce:
             again (m-synchronous SGD, backup workers): a ``work`` each, when they are stopped. None: all.
         overlap: share of the compute time that the all-reduce can hide under (it begins with the first layers whose
             gradients are there): a round takes compute + max(0, all-reduce - overlap x compute), with the compute time of
-            the slowest worker that counts. About 2/3 where the backward pass is twice the forward pass.
+            the slowest worker that counts, of its last micro-batch alone with ``accumulate``. About 2/3 where the backward
+            pass is twice the forward pass.
         batches: ``"equal"``: a gradient each; ``"speed"``: worker i takes :func:`shares` of them one after the other, by
             its relative speed, so that nobody waits long.
         per_round: gradients of a round together with ``batches = "speed"``; by default as many as workers. The more, the
             better they can be shared out.
         collective: ``"ring"`` or ``"tree"``.
+        accumulate: gradients that each worker takes one after the other in a round (micro-batches). With
+            ``batches = "speed"`` it is ``per_round`` that says how many.
+        no_sync: one all-reduce in a round. False: one after each micro-batch, for which all wait (DDP without ``no_sync()``,
+            the baseline of ACCO's released code): a round takes accumulate x (gradient + all-reduce).
+        collective_s: seconds of an all-reduce instead of what the links say.
+        optimizer_s: seconds of the optimizer's step at the end of a round; nothing hides it.
 
     References:
         Chen et al.: Revisiting distributed synchronous SGD (2016), recalled; Li et al.: PyTorch distributed (VLDB 2020),
@@ -77,6 +90,10 @@ class AllReduce:
     batches: str = "equal"
     per_round: int | None = None
     collective: str = "ring"
+    accumulate: int = 1
+    no_sync: bool = True
+    collective_s: float | None = None
+    optimizer_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.first is not None:
@@ -95,6 +112,22 @@ class AllReduce:
             if self.batches != "speed":
                 raise InvalidInput("protocol.per_round", self.per_round, "None unless batches = 'speed'")
         check_collective("protocol.collective", self.collective)
+        check_times(self.collective_s, self.optimizer_s)
+        check_integer("protocol.accumulate", self.accumulate, 1)
+        if self.accumulate > 1 and self.batches == "speed":
+            raise InvalidInput(
+                "protocol.accumulate",
+                self.accumulate,
+                "1 with batches = 'speed'",
+                "Say how many by per_round.",
+            )
+        if not isinstance(self.no_sync, bool):
+            raise InvalidInput("protocol.no_sync", self.no_sync, "true or false")
+        if not self.no_sync and (self.first is not None or self.batches == "speed"):
+            raise InvalidInput(
+                "protocol.no_sync", False, "true with first or batches = 'speed'",
+                "All workers have to be in the all-reduce after each micro-batch.",
+            )  # fmt: skip
 
     def network(
         self, topology: Topology | DirectedTopology, demand: Demand, cluster: Cluster | None = None
@@ -116,7 +149,7 @@ class AllReduce:
     def events_per_gradient(self, network: Network) -> float:
         """A step for all gradients of a round, and the work of the others."""
         n = network.topology.n
-        return (1 + n - (self.first or n)) / (self.first or self.per_round or n)
+        return (1 + n - (self.first or n)) / ((self.first or self.per_round or n) * self.accumulate)
 
     def timeline(self, network: Network, stop: Stop, seed: int) -> Trace:
         """All rounds up to the stop.
@@ -128,37 +161,52 @@ class AllReduce:
 
     def _rounds(self, network: Network, seed: int, horizon_s: float) -> Trace:
         crew = Crew(network, seed, horizon_s)
+        # A round is so many parts, each with an all-reduce.
+        parts, steps = (1, self.accumulate) if self.no_sync else (self.accumulate, 1)
         if self.batches == "speed":
             steps = shares(crew.cluster.speed_of(crew.n, seed), self.per_round or crew.n)
         else:
-            steps = np.ones(crew.n, np.int64)
-        collective = Collective(crew.cluster, self.collective, network.demand.model_bytes, seed)
+            steps = np.full(crew.n, steps)
+        collective = Collective(
+            crew.cluster, self.collective, network.demand.model_bytes, seed, self.collective_s
+        )
+        optimizer_ns = round(self.optimizer_s * 1e9)
         tables, ends, durations = Tables(), [], []
         stops = self.first is not None and self.first < crew.n
         events = Events((WORK, STEP) if stops else (STEP,))
-        begin = crew.next_up(0, steps)
+        begin, part = crew.next_up(0, steps), 0
+        senders, seconds = [], []
         while begin < crew.horizon_ns:
-            _, who, took = crew.take(begin, steps)
+            computed, who, took = crew.take(begin, steps)
             meet, members = crew.meet(self.first or crew.n)
             if meet > crew.horizon_ns:
                 break
+            part += 1
+            length = 0
             if members.any():
                 stopped = np.flatnonzero(crew.present & ~members & (crew.crash > meet))
                 if stopped.size:
                     events.add(WORK, np.full(stopped.size, meet), (stopped,), meet - begin)
-                length = collective.ns(members)
-                hidden = min(float(length), self.overlap * (meet - begin))
-                begin = crew.reachable(meet, members) + length - round(hidden)
-                if begin > crew.horizon_ns:
-                    break
                 counts = members[who]
-                senders = who[counts]
-                weights = np.full(len(senders), 1 / len(senders))
-                tables.append(np.full(len(senders), -1), senders, weights, took[counts] / 1e9)
-                ends.append(begin)
-                durations.append(length)
+                senders.append(who[counts])
+                seconds.append(took[counts] / 1e9)
+                length = collective.ns(members)
+                last = took[counts][computed[counts].argmax()] if self.accumulate > 1 else meet - begin
+                hidden = round(min(float(length), self.overlap * last))
+                begin = crew.reachable(meet, members) + length - hidden
             else:
                 begin = meet
+            if part == parts:
+                if senders:
+                    begin += optimizer_ns
+                    if begin > crew.horizon_ns:
+                        break
+                    sender = np.concatenate(senders)
+                    weights = np.full(len(sender), 1 / len(sender))
+                    tables.append(np.full(len(sender), -1), sender, weights, np.concatenate(seconds))
+                    ends.append(begin)
+                    durations.append(length + optimizer_ns)
+                senders, seconds, part = [], [], 0
             begin = crew.next_up(begin, steps)
         columns = (0, 0, np.arange(len(ends)))
         events.add(STEP, np.array(ends, np.int64), columns, np.array(durations, np.float64))

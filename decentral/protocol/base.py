@@ -39,7 +39,8 @@ class Demand:
         exchanges_per_s: exchanges per worker and unit of time where the protocol leaves the choice open; an exchange counts
             for both of its workers.
         meetings: how its workers may meet, keys of ``MEETINGS``, best first.
-        local_steps: gradients between two meetings, where the protocol has rounds and leaves it open.
+        local_steps: gradients between two meetings, where the protocol has rounds and leaves it open; of a pipeline,
+            batches to an update.
         fixed_weights: ``mix`` must use the same matrix every time, without losses or crashes: workers keep copies of what their
             neighbours sent, or a recursion over steps needs it.
         exact_rounds: every worker takes ``local_steps`` gradients before every meeting, no more and no fewer, and none

@@ -6,6 +6,8 @@ import numpy as np
 
 from decentral.errors import InvalidInput, suggest
 from decentral.timing import Cluster, Links
+from decentral.timing.compute import LONGEST_NS
+from decentral.topology.graphs import check_number
 
 COLLECTIVES = ("ring", "tree")
 
@@ -14,6 +16,13 @@ def check_collective(name: str, kind: str) -> None:
     """InvalidInput where ``kind`` is not one of ``COLLECTIVES``."""
     if kind not in COLLECTIVES:
         raise InvalidInput(name, kind, "a known collective", suggest(str(kind), COLLECTIVES))
+
+
+def check_times(collective_s: float | None, optimizer_s: float) -> None:
+    """InvalidInput where what a protocol says about its all-reduces is no time."""
+    if collective_s is not None:
+        check_number("protocol.collective_s", collective_s, 0, LONGEST_NS / 2e9)
+    check_number("protocol.optimizer_s", optimizer_s, 0, LONGEST_NS / 2e9)
 
 
 def all_reduce_ns(links, members: np.ndarray, message_bytes: float, seed: int, kind: str) -> float:
@@ -54,10 +63,20 @@ class Collective:
 
     A lost message is sent again, which takes the collective as much longer as messages are sent more often on average:
     1 / (1 - mean loss). Jitter is left out: a step is as slow as its mean.
+
+    Args:
+        cluster: its links and losses.
+        kind: "ring" or "tree".
+        message_bytes: of each member's vector.
+        seed: of the links' latencies.
+        collective_s: every all-reduce takes so many seconds instead.
     """
 
-    def __init__(self, cluster: Cluster, kind: str, message_bytes: float, seed: int) -> None:
+    def __init__(
+        self, cluster: Cluster, kind: str, message_bytes: float, seed: int, collective_s: float | None = None
+    ) -> None:
         links = cluster.links
+        self._imposed_ns = None if collective_s is None else round(collective_s * 1e9)
         self._links, self._kind, self._bytes, self._seed = links, kind, message_bytes, seed
         self._again = 1 / (1 - cluster.faults.mean_loss)
         # Where all links are alike only the number of members matters.
@@ -70,6 +89,8 @@ class Collective:
 
     def ns(self, members: np.ndarray) -> int:
         """Nanoseconds among the workers where the mask ``members`` (n,) is true."""
+        if self._imposed_ns is not None:
+            return self._imposed_ns
         key = int(np.count_nonzero(members)) if self._alike else members.tobytes()
         if key not in self._known:
             who = np.flatnonzero(members)

@@ -198,6 +198,23 @@ def barbell(n: int) -> nx.Graph:
     return _graph(n, itertools.chain(*cliques, [(half - 1, half)]), "barbell")
 
 
+def pipelines(n: int, stages: int | None = None) -> nx.Graph:
+    """Pipelines of ``stages`` workers, d stages ... d stages + stages - 1, in a ring (two: side by side) stage by stage.
+
+    The product of a path and a ring; by default one pipeline of all workers, a path.
+    """
+    n = check_integer("topology.n", n, 2)
+    stages = n if stages is None else check_integer("topology.stages", stages, 1)
+    if n % stages:
+        raise InvalidInput("topology.stages", stages, f"a divisor of n = {n}")
+    node = np.arange(n).reshape(-1, stages)
+    pairs = [(node[:, :-1], node[:, 1:])]
+    if len(node) > 1:
+        pairs.append((node, np.roll(node, -1, axis=0)))
+    edges = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in pairs])
+    return _graph(n, edges, "pipelines")
+
+
 def lollipop(n: int, clique: int | None = None) -> nx.Graph:
     """A clique on 0 .. clique-1 and from its last node a path to n-1; by default half the nodes, rounded up, are the clique's."""
     n = check_integer("topology.n", n, 2)
@@ -269,7 +286,7 @@ def watts_strogatz(n: int, degree: int = 4, rewiring_probability: float = 0.1, s
     return graph
 
 
-_ALL = (ring, path, star, complete, exponential, grid, torus, hypercube, barbell, lollipop)
+_ALL = (ring, path, star, complete, exponential, grid, torus, hypercube, barbell, lollipop, pipelines)
 _ALL_RANDOM = (random_geometric, erdos_renyi, random_regular, watts_strogatz)
 TOPOLOGIES: dict[str, Callable[..., nx.Graph]] = {
     function.__name__: function for function in _ALL + _ALL_RANDOM
