@@ -28,7 +28,7 @@ def petra_scan(problem, key, ticks: int, learning_rate: float, momentum: float) 
     stages = problem.stages
     first, block, last = (stages.kinds[kind] for kind in dict.fromkeys(stages.order))
     kinds, n_stages = list(dict.fromkeys(stages.order)), len(stages.order)
-    stream = key if key is None else jax.random.fold_in(key, int(Draw.GRADIENT))
+    stream = jax.random.fold_in(key, int(Draw.GRADIENT))
     inner = jnp.arange(1, n_stages - 1)
 
     def batch(number):

@@ -31,7 +31,7 @@ ATOMIC = ("exchange", "dual_exchange")
 EVENTS = 300
 """Expected events of the runs the executors are compared on."""
 
-STAGES = 4
+STAGES = 3
 """Stages of the pipelines that an algorithm for pipelines is tried on: two of them."""
 
 STATES = 4
@@ -82,7 +82,7 @@ def check_algorithm(
       runs, one event after another; gradients, exchanges and messages take time there.
 
     ``message`` and ``receive`` are not looked at where workers never meet (``gradient``, ``batches``). An algorithm of
-    pipelines has as its ``update`` a batch's ways up and down a model of four stages, and two such models gossip. The runs are
+    pipelines has as its ``update`` a batch's ways up and down a model of three stages, and two such models gossip. The runs are
     tried when nothing has failed before.
 
     Args:
@@ -248,7 +248,7 @@ def _small_problem(n: int, dtype: str, seed: int) -> Problem:
 
 
 def _small_pipeline(n: int, dtype: str, seed: int) -> Problem:
-    """Four stages, two of them reversible."""
+    """Three stages, the middle one reversible."""
     return reversible_mlp(n, stages=STAGES, hidden=3, batch_size=4, seed=seed, dtype=dtype)
 
 

@@ -87,7 +87,9 @@ def test_every_shipped_algorithm_is_in_the_battery():
     assert {kind: type(instance) for kind, instance in INSTANCES.items()} == ALGORITHMS
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "petra" else kind for kind in ALGORITHMS]
+)
 def test_battery(kind):
     check_algorithm(INSTANCES[kind])
 

@@ -29,6 +29,15 @@ ENGINE_MODES = {
 SGD = {"kind": "sgd", "learning_rate": 0.05, "momentum": 0.9}
 
 
+def mostly_slow(cases, fast):
+    """All cases, those not in ``fast`` marked slow: each compiles a model of five kinds of stages."""
+
+    def slow(case):
+        return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+
+    return [case if case in fast else slow(case) for case in cases]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def float64():
     with jax.enable_x64(True):
@@ -56,22 +65,26 @@ def every_tick(protocol, algorithm, executor="rows"):
     return replay(trace, task, algorithm, record=record, executor=executor)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("variant", ENGINE_MODES)
+@pytest.mark.parametrize(
+    ("variant", "accumulate"),
+    mostly_slow([*itertools.product(ENGINE_MODES, (1, 2))], [("petra", 1), ("delayed", 2)]),
+)
 def test_the_authors_engine_replayed(variant, accumulate):
     algorithm = PETRA(optimizer=NESTEROV, accumulate=accumulate, variant=variant)
     expected = RECORDED[f"{ENGINE_MODES[variant]}_k{accumulate}_params"]
     np.testing.assert_allclose(parameters(every_tick(LOCK_STEP, algorithm)), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_authors_engine_replayed_one_event_after_another():
     algorithm = PETRA(optimizer=NESTEROV, accumulate=2)
     found = parameters(every_tick(LOCK_STEP, algorithm, "eager"))
     np.testing.assert_allclose(found, RECORDED["petra_k2_params"], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("variant", ["petra", "delayed"])
+@pytest.mark.parametrize(
+    ("variant", "accumulate"), mostly_slow([*itertools.product(("petra", "delayed"), (1, 2))], [("petra", 2)])
+)
 def test_one_batch_at_a_time_is_the_authors_backpropagation(variant, accumulate):
     """Nothing is late then, whatever is kept."""
     task = problem_of(RECORDED)
@@ -112,6 +125,7 @@ def test_with_frozen_weights_every_gradient_is_that_of_backpropagation():
     np.testing.assert_allclose(emitted[back:, :stem], exact[: TICKS - back, :stem], rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_small_step_are_those_of_backpropagation_up_to_the_step():
     """The error of late gradients is of first order in the learning rate: a tenth of it, a tenth of the error."""
     task = problem_of(RECORDED)
@@ -141,7 +155,7 @@ def small(n, *, per_model=4, dtype="float64"):
     )
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", mostly_slow(["gpipe", "1f1b"], ["1f1b"]))
 def test_a_flush_is_one_step_of_the_mean_gradient(schedule):
     """All passes between two flushes see the same parameters: the ordinary gradient of the whole model, batch after batch."""
     task = small(4)
@@ -184,6 +198,7 @@ def test_two_pipelines_that_gossip():
     assert alone.metrics["consensus_distance"][0, -1] == alone.metrics["consensus_distance"][0, 0]
 
 
+@pytest.mark.slow
 def test_each_pipeline_has_data_of_its_own_and_seeds_are_replicas():
     task, graph = small(8), topology.named("pipelines", n=8, stages=4)
     algorithm = PETRA(optimizer=SGD)
@@ -219,7 +234,7 @@ def test_axes_of_a_pipeline():
     assert run.metrics["bytes"][0, -1] == token * ups + 2 * token * downs
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", mostly_slow(list(VARIANTS), ["petra", "delayed"]))
 def test_what_a_variant_keeps(variant):
     """Memory is what lies in the stashes: nothing for PETRA's reversible stages."""
     task = small(4)
@@ -237,6 +252,7 @@ def test_what_a_variant_keeps(variant):
     assert (kept["stem"] > 0) == (memory.weights != "none")  # samples are read again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["revnet", "reversible_transformer"])
 def test_other_models(name):
     """Stages of several kinds and shapes: rows and one event after another agree, with losses that fall."""
@@ -289,6 +305,7 @@ def test_what_does_not_fit_together():
         simulate(small(4), graph, PETRA(), Pipeline(), stop=5.0)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_where():
     task = small(4, dtype="float32")
     with pytest.raises(decentral.Diverged, match=r"the state of pipeline 0 .*backward|turn"):

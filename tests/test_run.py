@@ -173,7 +173,16 @@ def test_summary(three):
             assert 0 < target["time_s"]["mean"] <= 16
             reached = [metrics[f"{other}/suboptimality"].min(axis=1).max() for other in summary["algorithms"]]
             assert target["target"] == max(reached)
-            assert set(target) == {"metric", "target", "time_s", "gradients", "exchanges", "bytes"}
+            assert set(target) == {
+                "metric",
+                "target",
+                "time_s",
+                "samples",
+                "updates",
+                "gradients",
+                "exchanges",
+                "bytes",
+            }
     rates = summary["algorithms"]["a2cid2"]["assumed_per_worker_and_s"]
     assert rates == {"gradient": 1.0, "exchange": pytest.approx(1.0)}
     assert summary["algorithms"]["a2cid2"]["hyper_parameters"]["alpha"] == 0.5
@@ -811,7 +820,10 @@ def test_json_has_no_nan(tmp_path):
         ({"record": {"events": [10**9]}}, "record.events: got 1000000000; allowed: at most the"),
         ({"record": {"target_metric": "sub_optimality"}}, "a recorded metric. Did you mean 'suboptimality'?"),
         ({"record": {"target_metric": "loss", "evaluate": False}}, "record.target_metric: got 'loss'"),
-        ({"algorithm": [GOSSIP | {"optimizer": {"learning_rate": 0.1, "momentum": "much"}}]}, "optimizer.momentum: got 'much'; allowed: a number"),
+        (
+            {"algorithm": [GOSSIP | {"optimizer": {"learning_rate": 0.1, "momentum": "much"}}]},
+            "optimizer.momentum: got 'much'; allowed: a number",
+        ),
         ({"algorithm": [{"kind": "dadao"}], "protocol": {"gradients_per_s": 2.0}}, "algorithm dadao: protocol.gradients_per_s:"),
         ({"problem": {"kind": "digits"}, "topology": {"kind": "ring", "n": 1500}}, "no samples for 62 of 1500 workers"),
         ({"problem": {"kind": "digits", "partition": "labels"}}, "Did you mean 'label'?"),

@@ -55,9 +55,13 @@ def test_every_topology_is_reachable(kind):
     assert spec.topology_of(0).n == 8
 
 
+WHOLE = {"workers_per_model": 1}
+
+
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_every_problem_is_reachable(kind):
-    spec = load_spec(tables(problem={"kind": kind} if kind != "quadratic" else {"kind": kind, "d": 2}))
+    needs = {"quadratic": {"d": 2}, "reversible_mlp": WHOLE, "revnet": WHOLE, "reversible_transformer": WHOLE}
+    spec = load_spec(tables(problem={"kind": kind} | needs.get(kind, {})))
     problem = spec.problem_of(0)
     assert problem.n_workers == 4
     assert problem.dtype == spec.dtype

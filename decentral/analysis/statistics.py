@@ -254,6 +254,10 @@ def final_metrics(
     return final
 
 
+AXES = ("time_s", "samples", "updates", "gradients", "exchanges", "bytes")
+"""What a target takes is reported against each of them."""
+
+
 def better_direction(metric: str) -> str:
     """Which side of a target is better: ``"above"`` for an accuracy, else ``"below"``."""
     return "above" if "accuracy" in metric else "below"

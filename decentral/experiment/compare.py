@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from decentral.analysis.statistics import better_direction, paired, time_to_target
+from decentral.analysis.statistics import AXES, better_direction, paired, time_to_target
 from decentral.analysis.tables import comparison_table
 from decentral.errors import InvalidInput
 from decentral.experiment import folder as folders
@@ -25,12 +25,15 @@ COLUMNS = {
     "test_accuracy_worst": "worst worker",
     "gradients": "gradients",
     "exchanges": "exchanges",
+    "samples": "samples",
+    "updates": "updates",
+    "time_s": "seconds",
 }
 """Metric -> heading of the columns a table shows, where the run has them."""
-COUNTS = ("gradients", "exchanges")
+COUNTS = ("gradients", "exchanges", "samples", "updates", "time_s")
 """Columns of which neither more nor less is better."""
-AXES = {"time_s": "s", "gradients": "gradients", "exchanges": "exchanges", "bytes": "bytes"}
-"""Axis -> what of it a target takes, for people. They get the first only."""
+UNEQUAL = ("samples", "updates", "time_s")
+"""Columns for people only where an update is not a gradient: equal samples are then not equal updates."""
 BOLD = (
     "% mean \\pm half width of its 95 % interval over the seeds (Student's t); bold: better than every other row, the 95 % "
     "interval of the paired difference on common seeds excludes 0 (not corrected for the number of rows)"
@@ -66,23 +69,29 @@ class _Row:
         wall_s = (self.manifest.get("wall_s") or {}).get(self.name)
         return None if wall_s is None else sum(wall_s.values()) / 3600
 
-    def measured(self, machine: bool) -> Iterator[tuple[str, Any, np.ndarray, str, tuple]]:
+    @property
+    def updates_are_gradients(self) -> bool:
+        """Each gradient is an update."""
+        final = self.entry["final"]
+        return "updates" not in final or final["updates"]["mean"] == final["gradients"]["mean"]
+
+    def measured(self, machine: bool, unequal: bool) -> Iterator[tuple[str, Any, np.ndarray, str, tuple]]:
         """Columns: heading, cell, value per seed, which side is better (empty for none), and the target of a time to it."""
         for metric, heading in COLUMNS.items():
-            if metric in self.entry["final"]:
+            if metric in self.entry["final"] and (machine or unequal or metric not in UNEQUAL):
                 side = "" if metric in COUNTS else better_direction(metric)
                 cell, values = self.entry["final"][metric], self.metrics[metric][:, -1]
                 yield metric if machine else heading, cell, values, side, ()
         target = self.entry.get("to_target") or {}
-        for axis, unit in AXES.items() if target else ():
-            if axis != "time_s" and not machine:
+        for axis in AXES if target else ():
+            if axis not in target or (axis != "time_s" and not machine):
                 continue
             metric, level, said = target["metric"], target["target"], target[axis]
             times = time_to_target(self.metrics[axis], self.metrics[metric], level, better_direction(metric))
             cell = {"mean": said["mean"], "half_width": said["half_width"]}
             if said["mean"] is None and not machine:
                 cell = f"{said['seeds'] - said['reached']} of {said['seeds']} seeds never"
-            heading = f"{axis}_to_target" if machine else f"{unit} to {metric} {level:.6g}"
+            heading = f"{axis}_to_target" if machine else f"s to {metric} {level:.6g}"
             yield heading, cell, np.atleast_1d(times), "below", (metric, level)
 
 
@@ -163,9 +172,10 @@ def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict
     table: dict[str, dict[str, Any]] = {}
     seen: dict[tuple, dict[str, tuple[_Row, np.ndarray, str]]] = {}
     steps = {row.label: row.manifest.get("steps", {}).get(row.name) for row in rows}
+    unequal = not all(row.updates_are_gradients for row in rows)
     for row in rows:
         cells = table[row.label] = {}
-        for heading, cell, values, side, target in row.measured(machine):
+        for heading, cell, values, side, target in row.measured(machine, unequal):
             cells[heading] = dict(cell) if isinstance(cell, Mapping) else cell
             if side:
                 # Times to different targets are not judged against each other, whatever stands above them.

@@ -25,7 +25,7 @@ from decentral.algorithm import Algorithm, Compressor, Optimizer
 from decentral.algorithm.optimizer import as_optimizer
 from decentral.analysis.gantt import plot_gantt
 from decentral.analysis.plots import plot_overview
-from decentral.analysis.statistics import better_direction, time_to_target, time_to_target_summary
+from decentral.analysis.statistics import AXES, better_direction, time_to_target, time_to_target_summary
 from decentral.analysis.timeline import summary_of
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput, InvalidInputs, RunFailed, suggest
@@ -687,7 +687,7 @@ def summarise(prepared: Prepared, results: dict[str, Result], extras: dict[str, 
                         )
                     )
                 )
-                for axis in ("time_s", "gradients", "exchanges", "bytes")
+                for axis in AXES
             }
         algorithms[name] = entry
     return {
