@@ -70,7 +70,7 @@ def mlp(inputs: int, hidden: Sequence[int], classes: int, *, initialisation: str
         initialisation: one of ``INITIALISATIONS``.
     """
     widths = [inputs, *(check_int("problem.hidden", width) for width in hidden), classes]
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
 
     def init(key: jax.Array) -> PyTree:
         keys = jax.random.split(key, len(widths) - 1)
@@ -79,8 +79,8 @@ def mlp(inputs: int, hidden: Sequence[int], classes: int, *, initialisation: str
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         x = x.reshape(-1)
         for weights in params[:-1]:
-            x = jax.nn.relu(_dense(weights, x))
-        return _dense(params[-1], x)
+            x = jax.nn.relu(dense(weights, x))
+        return dense(params[-1], x)
 
     return Model(jax.jit(init), apply)
 
@@ -110,7 +110,7 @@ def cnn(
     left = 1
     for side in space:
         left *= side // 2 ** len(channels)
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
 
     def init(key: jax.Array) -> PyTree:
         keys = jax.random.split(key, len(channels) + 1)
@@ -121,7 +121,7 @@ def cnn(
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         for weights in params[:-1]:
             x = _halved(jax.nn.relu(_convolution(weights, x)))
-        return _dense(params[-1], x.reshape(-1))
+        return dense(params[-1], x.reshape(-1))
 
     return Model(jax.jit(init), apply)
 
@@ -148,14 +148,14 @@ def transformer(
         blocks: how many.
         initialisation: of the dense layers, one of ``INITIALISATIONS``.
     """
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
 
     def feed_forward(key: jax.Array) -> PyTree:
         first, second = jax.random.split(key)
         return {"in": layer(first, (width, 4 * width)), "out": layer(second, (4 * width, width))}
 
     def apply_feed_forward(params: PyTree, x: jax.Array) -> tuple[jax.Array, None]:
-        return _dense(params["out"], jax.nn.gelu(_dense(params["in"], x))), None
+        return dense(params["out"], jax.nn.gelu(dense(params["in"], x))), None
 
     init, apply = _decoder(vocabulary, length, width, heads, blocks, layer, feed_forward, apply_feed_forward)
     return Model(jax.jit(init), lambda params, x: apply(params, x)[0])
@@ -199,7 +199,7 @@ def moe(  # noqa: D417  the others are the transformer's
     check_int("problem.expert_width", expert_width)
     if check_int("problem.top_k", top_k) > check_int("problem.experts", experts):
         raise InvalidInput("problem.top_k", top_k, f"1 to the {experts} experts")
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
 
     def feed_forward(key: jax.Array) -> PyTree:
         first, second, third = jax.random.split(key, 3)
@@ -216,7 +216,7 @@ def moe(  # noqa: D417  the others are the transformer's
         chosen = jax.nn.one_hot(best, experts, dtype=x.dtype).sum(-2)  # (tokens, experts)
         loads = chosen.mean(0)
         balance = experts * jnp.vdot(loads / top_k, probability.mean(0))
-        outputs = jax.vmap(lambda p_in, p_out: _dense(p_out, jax.nn.gelu(_dense(p_in, x))))(
+        outputs = jax.vmap(lambda p_in, p_out: dense(p_out, jax.nn.gelu(dense(p_in, x))))(
             params["in"], params["out"]
         )
         mixed = jnp.einsum("te,etw->tw", probability * chosen, outputs)
@@ -258,7 +258,7 @@ def _mean_of_labelled(values: jax.Array, labels: jax.Array) -> jax.Array:
 # -- layers ------------------------------------------------------------------------------------------------------------
 
 
-def _layers(initialisation: str) -> Callable[[jax.Array, tuple[int, ...]], PyTree]:
+def layers(initialisation: str) -> Callable[[jax.Array, tuple[int, ...]], PyTree]:
     """``layer(key, shape) -> {"weight", "bias"}``; the last axis counts outputs."""
     draw = INITIALISATIONS[check_choice("problem.initialisation", initialisation, INITIALISATIONS)]()
 
@@ -274,7 +274,8 @@ def _layers(initialisation: str) -> Callable[[jax.Array, tuple[int, ...]], PyTre
     return layer
 
 
-def _dense(params: PyTree, x: jax.Array) -> jax.Array:
+def dense(params: PyTree, x: jax.Array) -> jax.Array:
+    """A product and a bias."""
     return x @ params["weight"] + params["bias"]
 
 
@@ -343,16 +344,16 @@ def _decoder(
         h = jax.nn.one_hot(x, vocabulary, dtype=params["tokens"].dtype) @ params["tokens"]
         h = h + params["positions"][: len(x)]
         for p in params["blocks"]:
-            h = h + _dense(p["out"], _attention(_dense(p["mix"], _norm(p["norm_1"], h)), heads))
-            change, word = apply_feed_forward(p["feed_forward"], _norm(p["norm_2"], h))
+            h = h + dense(p["out"], attention(dense(p["mix"], layer_norm(p["norm_1"], h)), heads))
+            change, word = apply_feed_forward(p["feed_forward"], layer_norm(p["norm_2"], h))
             h = h + change
             said.append(word)
-        return _dense(params["head"], _norm(params["norm"], h)), said
+        return dense(params["head"], layer_norm(params["norm"], h)), said
 
     return init, apply
 
 
-def _norm(params: PyTree, x: jax.Array) -> jax.Array:
+def layer_norm(params: PyTree, x: jax.Array) -> jax.Array:
     """Layer norm over the last axis, with 1e-5 added to the variance."""
     away = x - x.mean(-1, keepdims=True)
     return (
@@ -361,7 +362,7 @@ def _norm(params: PyTree, x: jax.Array) -> jax.Array:
     )
 
 
-def _attention(mixed: jax.Array, heads: int) -> jax.Array:
+def attention(mixed: jax.Array, heads: int) -> jax.Array:
     """Causal attention; ``mixed`` (tokens, 3 width) holds queries, keys and values side by side."""
     tokens = len(mixed)
     query, key, value = jnp.split(mixed.reshape(tokens, 3 * heads, -1), 3, axis=1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from decentral.problem.partition import partition as deal
 
 DATA = {
     function.__name__: function
-    for function in (sets.digits, sets.mnist, sets.mnist1d, sets.cifar10, sets.libsvm)
+    for function in (sets.digits, sets.clusters, sets.mnist, sets.mnist1d, sets.cifar10, sets.libsvm)
 }
 """Name -> data set to classify."""
 
@@ -47,7 +46,7 @@ def mlp(
 
     Args:
         n: workers.
-        data: "digits", "mnist", "mnist1d", "cifar10" or "libsvm", see ``decentral.problem.data``.
+        data: "digits", "clusters", "mnist", "mnist1d", "cifar10" or "libsvm", see ``decentral.problem.data``.
         path: the user's own files, for "cifar10" and "libsvm".
         hidden: units of the hidden layers.
         partition: "iid", "label" or "dirichlet", see ``decentral.problem.partition``; or "shared": every worker sees the
@@ -62,7 +61,7 @@ def mlp(
         seed: drives the split and the partition (the starting point is drawn from the run's seed).
         dtype: "float32" or "float64" (needs x64).
     """
-    loaded = _load(data, list(DATA), path, test_fraction, seed)
+    loaded = load(data, list(DATA), path, test_fraction, seed)
     model = models.mlp(
         math.prod(loaded.train_features.shape[1:]), hidden, loaded.classes, initialisation=initialisation
     )
@@ -97,7 +96,9 @@ def cnn(  # noqa: D417  what is said once is not said again
         channels: of each convolution; each halves the image.
         partition, alpha, test_fraction, batch_size, sampling, initialisation, initial, seed, dtype: as of ``mlp``.
     """
-    loaded = _load(data, [name for name in DATA if name != "libsvm"], path, test_fraction, seed)
+    loaded = load(
+        data, [name for name in DATA if name not in ("clusters", "libsvm")], path, test_fraction, seed
+    )
     model = models.cnn(
         loaded.train_features.shape[1:], channels, loaded.classes, initialisation=initialisation
     )
@@ -224,8 +225,8 @@ def moe(  # noqa: D417  what is said once is not said again
     return dataclasses.replace(problem, best_loss=language.entropy_rate)
 
 
-def _load(
-    name: str, allowed: list[str], path: str | None, test_fraction: float | None, seed: int
+def load(
+    name: str, allowed: Sequence[str], path: str | None, test_fraction: float | None, seed: int
 ) -> sets.DataSet:
     """The data set, with the arguments it takes.
 
@@ -272,20 +273,14 @@ def _classifier(
     def samples(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         return {"features": features, "target": labels}
 
-    shared = check_choice("problem.partition", partition, (*PARTITIONS, "shared")) == "shared"
     check_choice("problem.initial", initial, ("common", "per_worker"))
-    features, labels = loaded.train_features, loaded.train_labels
-    parts: list[Any] = [slice(None)]
-    if not shared:
-        kinds = labels if labels.ndim == 1 else _most_frequent(features, loaded.classes)
-        parts = deal(kinds, n, partition, random_generator(seed, "partition"), alpha)
     return from_loss(
         loss or cross_entropy,
         model.init,
-        [samples(features[part], labels[part]) for part in parts],
+        [samples(*part) for part in dealt(loaded, n, partition, alpha, seed)],
         batch_size=batch_size,
         sampling=sampling,
-        sharing=n if shared else None,
+        sharing=n if partition == "shared" else None,
         held_out=samples(loaded.test_features, loaded.test_labels) if len(loaded.test_labels) else None,
         scores=measure or accuracy,
         is_deep=True,
@@ -293,6 +288,19 @@ def _classifier(
         initial_per_worker=initial == "per_worker",
         name=name,
     )
+
+
+def dealt(
+    loaded: sets.DataSet, n: int, partition: str, alpha: float, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features and labels of each of n, or once of all where they are shared."""
+    check_choice("problem.partition", partition, (*PARTITIONS, "shared"))
+    features, labels = loaded.train_features, loaded.train_labels
+    if partition == "shared":
+        return [(features, labels)]
+    kinds = labels if labels.ndim == 1 else _most_frequent(features, loaded.classes)
+    parts = deal(kinds, n, partition, random_generator(seed, "partition"), alpha)
+    return [(features[part], labels[part]) for part in parts]
 
 
 def _most_frequent(tokens: np.ndarray, vocabulary: int) -> np.ndarray:

@@ -7,7 +7,7 @@ and a swap, undone by (y, yt) -> (yt, y - F(yt)).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,11 +17,9 @@ import jax.numpy as jnp
 from decentral.errors import InvalidInput
 from decentral.problem import data as sets
 from decentral.problem.base import PyTree
-from decentral.problem.checks import check_choice, check_int, random_generator
-from decentral.problem.models import _attention, _dense, _layers, _norm
-from decentral.problem.networks import DATA, _load, _most_frequent
-from decentral.problem.partition import PARTITIONS
-from decentral.problem.partition import partition as deal
+from decentral.problem.checks import check_choice, check_int
+from decentral.problem.models import attention, dense, layer_norm, layers
+from decentral.problem.networks import DATA, dealt, load
 from decentral.problem.stages import Stage, StagedProblem, from_stages, models_of
 
 IMAGES = ("digits", "mnist", "cifar10")
@@ -55,8 +53,8 @@ def reversible_block(
 @cache
 def tanh_block(width: int, *, initialisation: str = "pytorch") -> Stage:
     """F(x) = tanh(x W + b) on streams (batch, width): {"weight", "bias"}."""
-    layer = _layers(initialisation)
-    return reversible_block(lambda key: layer(key, (width, width)), lambda p, x: jnp.tanh(_dense(p, x)))
+    layer = layers(initialisation)
+    return reversible_block(lambda key: layer(key, (width, width)), lambda p, x: jnp.tanh(dense(p, x)))
 
 
 @cache
@@ -69,7 +67,7 @@ def residual_block(width: int, *, initialisation: str = "pytorch") -> Stage:
         width: channels of a stream.
         initialisation: one of ``models.INITIALISATIONS``.
     """
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
     return reversible_block(lambda key: _branch_init(layer, key, width, width), _branch)
 
 
@@ -84,7 +82,7 @@ def down_sampling_block(inputs: int, outputs: int, *, initialisation: str = "pyt
         outputs: channels of a stream.
         initialisation: one of ``models.INITIALISATIONS``.
     """
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
 
     def init(key: jax.Array) -> PyTree:
         first, second = jax.random.split(key)
@@ -113,7 +111,7 @@ def transformer_block(width: int, heads: int, *, initialisation: str = "pytorch"
         heads: of the causal attention.
         initialisation: one of ``models.INITIALISATIONS``.
     """
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
     if check_int("problem.width", width) % check_int("problem.heads", heads):
         raise InvalidInput("problem.width", width, f"a multiple of the {heads} heads")
 
@@ -131,10 +129,10 @@ def transformer_block(width: int, heads: int, *, initialisation: str = "pytorch"
         }
 
     def branch(p: PyTree, x: jax.Array) -> jax.Array:
-        mixed = _dense(p["mix"], _norm(p["norm_1"], x))
-        a = _dense(p["out"], jax.vmap(lambda one: _attention(one, heads))(mixed))
-        hidden = jax.nn.gelu(_dense(p["feed_forward"]["in"], _norm(p["norm_2"], x + a)))
-        return a + _dense(p["feed_forward"]["out"], hidden)
+        mixed = dense(p["mix"], layer_norm(p["norm_1"], x))
+        a = dense(p["out"], jax.vmap(lambda one: attention(one, heads))(mixed))
+        hidden = jax.nn.gelu(dense(p["feed_forward"]["in"], layer_norm(p["norm_2"], x + a)))
+        return a + dense(p["feed_forward"]["out"], hidden)
 
     return reversible_block(init, branch)
 
@@ -224,20 +222,18 @@ def reversible_mlp(  # noqa: D417  what is said once is not said again
         batch_size: samples per gradient.
     """
     hidden, blocks = check_int("problem.hidden", hidden), check_int("problem.stages", stages, 2) - 2
-    loaded = _loaded(
-        data, ("clusters", *(name for name in DATA if name != "libsvm")), path, test_fraction, seed
-    )
-    layer = _layers(initialisation)
+    loaded = load(data, [name for name in DATA if name != "libsvm"], path, test_fraction, seed)
+    layer = layers(initialisation)
     inputs = math.prod(loaded.train_features.shape[1:])
     kinds = {
         "stem": Stage(
             lambda key: layer(key, (inputs, 2 * hidden)),
-            lambda p, x: _halves(_dense(p, x.reshape(len(x), -1))),
+            lambda p, x: _halves(dense(p, x.reshape(len(x), -1))),
         ),
         "block": tanh_block(hidden, initialisation=initialisation),
         "head": Stage(
             lambda key: layer(key, (2 * hidden, loaded.classes)),
-            lambda p, streams: _dense(p, _joined(streams)),
+            lambda p, streams: dense(p, _joined(streams)),
         ),
     }
     return _classifier(
@@ -282,8 +278,8 @@ def revnet(  # noqa: D417  what is said once is not said again
     widths = tuple(check_int("problem.widths", width) for width in widths)
     if not widths or len(blocks) != len(widths):
         raise InvalidInput("problem.blocks", blocks, f"a number for each of the {len(widths)} widths")
-    loaded = _loaded(data, IMAGES, path, test_fraction, seed)
-    layer = _layers(initialisation)
+    loaded = load(data, IMAGES, path, test_fraction, seed)
+    layer = layers(initialisation)
     depth = loaded.train_features.shape[-1]
 
     def stem(p: PyTree, x: jax.Array) -> Streams:
@@ -305,7 +301,7 @@ def revnet(  # noqa: D417  what is said once is not said again
         order += own
     kinds["head"] = Stage(
         lambda key: layer(key, (2 * widths[-1], loaded.classes)),
-        lambda p, streams: _dense(p, _joined(streams).mean((1, 2))),
+        lambda p, streams: dense(p, _joined(streams).mean((1, 2))),
     )
     return _classifier(
         n, f"revnet_{data}", loaded, kinds, (*order, "head"), partition, alpha, seed, initial,
@@ -356,7 +352,7 @@ def reversible_transformer(  # noqa: D417  what is said once is not said again
         vocabulary=vocabulary, order=order, concentration=concentration, length=length,
         sequences=sequences, test_sequences=test_sequences, seed=seed,
     )  # fmt: skip
-    layer = _layers(initialisation)
+    layer = layers(initialisation)
 
     def stem_init(key: jax.Array) -> PyTree:
         shapes = {"tokens": (vocabulary, 2 * width), "positions": (length, 2 * width)}
@@ -375,7 +371,7 @@ def reversible_transformer(  # noqa: D417  what is said once is not said again
         "block": transformer_block(width, heads, initialisation=initialisation),
         "head": Stage(
             lambda key: {"norm": _neutral(2 * width), "dense": layer(key, (2 * width, vocabulary))},
-            lambda p, streams: _dense(p["dense"], _norm(p["norm"], _joined(streams))),
+            lambda p, streams: dense(p["dense"], layer_norm(p["norm"], _joined(streams))),
         ),
     }
     return _classifier(
@@ -383,20 +379,6 @@ def reversible_transformer(  # noqa: D417  what is said once is not said again
         partition, alpha, seed, initial, workers_per_model=workers_per_model, batch_size=batch_size, sampling=sampling,
         best_loss=language.entropy_rate, dtype=dtype,
     )  # fmt: skip
-
-
-def _loaded(
-    name: str, allowed: Sequence[str], path: str | None, test_fraction: float | None, seed: int
-) -> sets.DataSet:
-    if name != "clusters" or name not in allowed:
-        return _load(name, list(allowed), path, test_fraction, seed)
-    if path is not None:
-        raise InvalidInput("problem.path", path, "nothing with data = 'clusters'", "Leave it out.")
-    return (
-        sets.clusters(seed=seed)
-        if test_fraction is None
-        else sets.clusters(test_fraction=test_fraction, seed=seed)
-    )
 
 
 def _classifier(
@@ -415,17 +397,11 @@ def _classifier(
 ) -> StagedProblem:
     """The samples dealt out to the models."""
     _, models = models_of(n, len(order), workers_per_model)
-    shared = check_choice("problem.partition", partition, (*PARTITIONS, "shared")) == "shared"
     check_choice("problem.initial", initial, ("common", "per_worker"))
-    features, labels = loaded.train_features, loaded.train_labels
-    parts: list[Any] = [slice(None)]
-    if not shared:
-        classes = labels if labels.ndim == 1 else _most_frequent(features, loaded.classes)
-        parts = deal(classes, models, partition, random_generator(seed, "partition"), alpha)
     return from_stages(
         {kind: kinds[kind] for kind in dict.fromkeys(order)},
         order,
-        [(features[part], labels[part]) for part in parts],
+        dealt(loaded, models, partition, alpha, seed),
         n=n,
         workers_per_model=workers_per_model,
         held_out=(loaded.test_features, loaded.test_labels) if len(loaded.test_labels) else None,
