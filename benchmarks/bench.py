@@ -1066,96 +1066,95 @@ def networks(table: Table, quick: bool) -> None:
     table.add("ratio", best["theirs"] / best["ours"], "", at_least=5.0)
 
 
-def pipelines(table: Table, quick: bool) -> None:
-    """PETRA in lock-step, beside a scan over ticks in which all equal stages are one vmap."""
+def beside_scan(
+    table: Table, quick: bool, simulation: tuple, scan: Callable, leaf: Callable, **limits: Any
+) -> None:
+    """A protocol, its plan and its run, beside a jitted scan that someone wrote by hand.
+
+    Args:
+        table: where the lines go.
+        quick: fewer turns.
+        simulation: ``(protocol, topology, algorithm, problem, seconds)``.
+        scan: ``scan(trace, keys)`` gives ``run(params) -> params``.
+        leaf: of parameters, ``(models, rows, columns)``: what is compared in the end.
+        **limits: ``unit`` and ``per`` (an op) of the rate, ``tolerance``, ``at_most``.
+    """
     import jax
-    from by_hand import petra_scan
 
     import decentral
     from decentral.engine.instructions import Draw
     from decentral.experiment.entry import network_of
 
-    stages, ticks = 18, 1000 if quick else 6000
-    table.section(
-        f"Pipeline: PETRA, tanh MLP of two streams of 32 units, J={stages}, batches of 32, {ticks:,} ticks"
-    )
-    problem = decentral.problem.reversible_mlp(stages, stages=stages, hidden=32, batch_size=32)
-    rate, momentum = 0.0025, 0.9
-    optimizer = {"kind": "sgd", "learning_rate": rate, "momentum": momentum}
-    algorithm = decentral.PETRA(optimizer=optimizer)
-    protocol = decentral.Pipeline(backward=1, reconstruct=0, turn=1)
-    network = network_of(protocol, decentral.topology.named("path", n=stages), algorithm, problem)
+    protocol, graph, algorithm, problem, time_s = simulation
+    network = network_of(protocol, graph, algorithm, problem)
     began = time.perf_counter()
-    trace = protocol.timeline(network, decentral.Time(float(ticks)), 0)
+    trace = protocol.timeline(network, decentral.Time(time_s), 0)
     timeline_s = time.perf_counter() - began
     once = decentral.Record(count=1, evaluate=False)
-    key = decentral.Simulation(trace, problem, algorithm, network=network).context.keys[0]
+    keys = decentral.Simulation(trace, problem, algorithm, network=network).context.keys
     start = problem.initial(jax.random.fold_in(jax.random.key(0), int(Draw.INITIAL_POINT)))
-    scan, results = petra_scan(problem, key, ticks, rate, momentum), {}
+    by_hand, results = scan(trace, keys), {}
 
     def ours() -> float:
         results["ours"] = decentral.replay(trace, problem, algorithm, network=network, record=once)
         return results["ours"].wall_s["run"] + results["ours"].wall_s["plan"] + timeline_s
 
-    def theirs() -> float:
-        results["theirs"] = jax.block_until_ready(scan(start))
+    def theirs() -> None:
+        results["theirs"] = jax.block_until_ready(by_hand(start))
 
     theirs()  # compile
     best = take_turns({"ours": ours, "theirs": clock(theirs)}, 2 if quick else 5)
-    for kind, state in results["ours"].final.items():
-        same_state("pipelines", state.x["weight"][0], np.asarray(results["theirs"][kind]["weight"]), 1e-3)
-    for side, what in (("ours", "timeline, plan and run"), ("theirs", "vmapped lock-step scan by hand")):
-        table.add(what, len(trace) / best[side], "events/s")
-    table.add("time over by hand", best["ours"] / best["theirs"], "", at_most=2.0)
+    final = algorithm.estimate(results["ours"].final)
+    whole = jax.tree.map(lambda leaf: leaf[None], results["theirs"])
+    same_state("by hand", np.asarray(leaf(final)), np.asarray(leaf(whole)), limits["tolerance"])
+    for side, what in (("ours", "timeline, plan and run"), ("theirs", "scan by hand")):
+        table.add(what, trace.counts[limits["per"]] / best[side], limits["unit"])
+    table.add("time over by hand", best["ours"] / best["theirs"], "", at_most=limits["at_most"])
+
+
+def pipelines(table: Table, quick: bool) -> None:
+    """PETRA in lock-step, beside a scan over ticks in which all equal stages are one vmap."""
+    from by_hand import petra_scan
+
+    from decentral import PETRA, Pipeline, problem, topology
+
+    stages, ticks, rate, momentum = 18, 1000 if quick else 6000, 0.0025, 0.9
+    table.section(
+        f"Pipeline: PETRA, tanh MLP of two streams of 32 units, J={stages}, batches of 32, {ticks:,} ticks"
+    )
+    task = problem.reversible_mlp(stages, stages=stages, hidden=32, batch_size=32)
+    algorithm = PETRA(optimizer={"kind": "sgd", "learning_rate": rate, "momentum": momentum})
+    lock_step = Pipeline(backward=1, reconstruct=0, turn=1)
+    beside_scan(
+        table, quick, (lock_step, topology.named("path", n=stages), algorithm, task, float(ticks)),
+        lambda trace, keys: petra_scan(task, keys[0], ticks, rate, momentum),
+        lambda params: params["block"]["weight"][0],
+        unit="batches/s", per="turn:head", tolerance=1e-3, at_most=2.0,
+    )  # fmt: skip
 
 
 def overlapped(table: Table, quick: bool) -> None:
     """ACCO on a transformer, beside a scan over collectives in which a round's micro-batches are one batch."""
-    import jax
     from by_hand import acco_scan
 
-    import decentral
+    from decentral import ACCO, Overlapped, problem, topology
     from decentral.algorithm.optimizer import Optimizer
-    from decentral.engine.instructions import Draw
-    from decentral.experiment.entry import network_of
 
     n, rounds = 4, 60 if quick else 400
     table.section(
         f"Overlapped all-reduce: ACCO, transformer of 2 blocks of 64, {n} workers of 8 sequences, {rounds} collectives"
     )
-    problem = decentral.problem.transformer(
-        n, vocabulary=32, width=64, heads=4, blocks=2, sequences=4096, batch_size=8
-    )
+    task = problem.transformer(n, vocabulary=32, width=64, heads=4, blocks=2, sequences=4096, batch_size=8)
     # SGD: Adam divides what is rounding by its own size, so two ways to round would not be comparable.
     optimizer = {"kind": "sgd", "learning_rate": 0.1, "momentum": 0.9}
-    algorithm, protocol = decentral.ACCO(optimizer=optimizer), decentral.Overlapped(collective_s=0.5)
-    network = network_of(protocol, decentral.topology.named("complete", n=n), algorithm, problem)
-    began = time.perf_counter()
-    trace = protocol.timeline(network, decentral.Time(rounds + 0.6), 0)
-    timeline_s = time.perf_counter() - began
-    once = decentral.Record(count=1, evaluate=False)
-    keys = decentral.Simulation(trace, problem, algorithm, network=network).context.keys
-    start = problem.initial(jax.random.fold_in(jax.random.key(0), int(Draw.INITIAL_POINT)))
-    scan = acco_scan(problem, keys, trace.counts["reduce"], Optimizer(**optimizer).transformation())
-    results: dict[str, Any] = {}
-
-    def ours() -> float:
-        results["ours"] = decentral.replay(trace, problem, algorithm, network=network, record=once)
-        return results["ours"].wall_s["run"] + results["ours"].wall_s["plan"] + timeline_s
-
-    def theirs() -> float:
-        results["theirs"] = jax.block_until_ready(scan(start))
-
-    theirs()  # compile
-    best = take_turns({"ours": ours, "theirs": clock(theirs)}, 2 if quick else 5)
-    weights = (
-        results["ours"].final.x["head"]["weight"],
-        np.asarray(results["theirs"]["head"]["weight"])[None],
-    )
-    same_state("overlapped", *weights, 1e-2)
-    for side, what in (("ours", "timeline, plan and run"), ("theirs", "scan over collectives by hand")):
-        table.add(what, trace.counts["reduce"] / best[side], "collectives/s")
-    table.add("time over by hand", best["ours"] / best["theirs"], "", at_most=1.3)
+    steps = Optimizer(**optimizer).transformation()
+    beside_scan(
+        table, quick,
+        (Overlapped(collective_s=0.5), topology.named("complete", n=n), ACCO(optimizer=optimizer), task, rounds + 0.6),
+        lambda trace, keys: acco_scan(task, keys, trace.counts["reduce"], steps),
+        lambda params: params["head"]["weight"],
+        unit="collectives/s", per="reduce", tolerance=1e-2, at_most=1.3,
+    )  # fmt: skip
 
 
 def command_line(table: Table, quick: bool) -> None:

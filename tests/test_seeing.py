@@ -106,11 +106,20 @@ SUBMITTED = trace_of(
     horizon_s=4.0,
     groups=Groups.of([([-1] * 2, [0, 1], [0.5] * 2)]),
 )
+OVERLAPPED = trace_of(
+    (0.0, 0, "load", 0, 0, 0),
+    (1.5, 0, "load", 0, 0, 1),
+    (2.0, 0.5, "reduce", 0, 0, 0, 1),
+    (3.0, 0, "load", 0, 0, 2),
+    (3.5, 0.5, "reduce", 0, 0, 1, 1),
+    horizon_s=4.0,
+    groups=TABLES,
+)
 COME_BACK = trace_of((1.0, 1.0, "gradient", 0), (2.0, 0, "copy", 1, 0), (2.0, 0, "reset", 2), horizon_s=2.0)
 IDEAL = Trace.from_arrays([0.5, 1.0, 1.5], [0, 1, 0], [[0, -1], [1, 2], [2, -1]], n_workers=3, seed=4)
 EVERY = {
     "paired": PAIRED, "one_sided": ONE_SIDED, "served": SERVED, "grouped": GROUPED, "back": COME_BACK, "ideal": IDEAL,
-    "submitted": SUBMITTED,
+    "submitted": SUBMITTED, "overlapped": OVERLAPPED,
 }  # fmt: skip
 
 
