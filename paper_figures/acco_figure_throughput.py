@@ -197,7 +197,7 @@ def _against_bandwidth():
         f"{GPUS} GPUs, micro-batches of {TOKENS} tokens, DDP with two of them per update. Device, efficiency and link: "
         "read, see devices.json and jean_zay_a100.toml; the micro-batch is assumed."
     )
-    gigabits = np.geomspace(10, 3200, 150)
+    gigabits = np.geomspace(10, 3200, 80)
     with canvas("", columns=3, panel=(4.0, 3.4), note=note) as (
         figure, ((ratio, samples, updates),),
     ):  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import Trace
@@ -235,7 +236,10 @@ def pipeline_table(trace: Trace, k: int = 1, samples_per_batch: int | None = Non
     )
 
 
-def stage_bytes(flying: InFlight, parameters, optimizer=0, stash=0, token=0, cotoken=0) -> np.ndarray:
+def stage_bytes(
+    flying: InFlight, parameters: ArrayLike, optimizer: ArrayLike = 0, stash: ArrayLike = 0, token: ArrayLike = 0,
+    cotoken: ArrayLike = 0,
+) -> np.ndarray:  # fmt: skip
     """Bytes at each stage, ``(pipelines, stages)``: what stays, and what was in flight at most.
 
     Args:

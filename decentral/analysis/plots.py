@@ -81,9 +81,10 @@ _FIXED = {
     "extra": (_BROWN, _DASHED),
     "gradienttracking": (_SLATE, _DASHED),
     "d2": (_KHAKI, _DASHED),
-    "acco": (_SKY, _DASHED),
-    "dpu": (_GREY, _DASHED),
-    "wp": (_GREY, _LINES[2]),
+    "acco": (_ORANGE, _LINES[2]),
+    "dpu": (_BLUE, _LINES[2]),
+    "wp": (_PURPLE, _LINES[2]),
+    "petra": (_RED, _LINES[2]),
 }
 """Colour and line of the shipped algorithms, by their names without what is neither a letter nor a digit."""
 

@@ -492,11 +492,12 @@ def check_update(problem: Problem, algorithm: Algorithm) -> None:
     optimizer = getattr(algorithm, "optimizer", None)
     if not isinstance(optimizer, Optimizer):
         return
-    key = jax.random.key(0)
-    params = jax.eval_shape(problem.initial, key)
+
+    def step(params):
+        return optimizer.descend(params, params, optimizer.transformation().init(params))
+
     try:
-        state = jax.eval_shape(algorithm.init, params, key)
-        jax.eval_shape(algorithm.update, state, params, key)
+        jax.eval_shape(lambda key: step(problem.initial(key)), jax.random.key(0))
     except (TypeError, ValueError, AttributeError) as error:
         words = str(error).splitlines()[0]
         raise InvalidInput(
