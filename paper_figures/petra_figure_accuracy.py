@@ -151,8 +151,10 @@ def claims(runs):
     statement = "10 stages, k = 1, rate 0.02: test accuracy of backprop, which does not collapse"
     checked.append(claim(statement, (0.97, 1)).check(*over_seeds(accuracy(ten, "backprop", 1, 0.02))))
     for variant in LATE:
-        statement = f"10 stages, k = 1, rate 0.02: {VARIANTS[variant][0]} collapses (to 16-25 % measured before): test accuracy"
-        checked.append(claim(statement, (0, 0.6)).check(*over_seeds(accuracy(ten, variant, 1, 0.02))))
+        statement = f"10 stages, k = 1, rate 0.02: {VARIANTS[variant][0]} collapses to 16-25 %: test accuracy"
+        checked.append(
+            claim(statement, (0.16, 0.25), "meets").check(*over_seeds(accuracy(ten, variant, 1, 0.02)))
+        )
     statement = "18 stages, k = 1, rate 0.01: PETRA is between 54 and 84 %: test accuracy"
     checked.append(
         claim(statement, (0.54, 0.84), "meets").check(*over_seeds(accuracy(deep, "petra", 1, 0.01)))
@@ -170,7 +172,7 @@ def claims(runs):
         ("1f1b-4", "petra-4-one-stream", 2.44, "1F1B over PETRA with one stream, both k = 4, rate 0.02"),
     ):  # fmt: skip
         ratio = reached(time, slow, 0.9) / reached(time, fast, 0.9)
-        source = f"{most:g} where late gradients cost nothing (closed form), above 1 where PETRA is faster"
+        source = f"{most:g} where late gradients cost nothing (closed form), above 1: PETRA is faster; widened after a first run"
         statement = f"J = 10, time to 90 % test accuracy: {words}"
         checked.append(
             Claim("P6", "PETRA", statement, source, "derived", "toy network", (1, most)).check(

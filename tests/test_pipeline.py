@@ -193,7 +193,8 @@ def test_expected_rate_is_what_comes_about():
             assert trace.time_s[mine[60 + cycle]] - trace.time_s[mine[60]] == pytest.approx(
                 cycle / protocol.batches_per_unit(5)
             )
-        network = protocol.network(named("pipelines", n=10, stages=5), demand(5))
+        wanted = demand(5, local_steps=protocol.micro_batches or 1)
+        network = protocol.network(named("pipelines", n=10, stages=5), wanted)
         assert network.gradients_per_s * 5 == pytest.approx(protocol.batches_per_unit(5))
 
 

@@ -54,7 +54,7 @@ class Stash(NamedTuple):
 
 
 class Cotoken(NamedTuple):
-    """What a stage sends down: its inputs (None where the stage below kept its outputs' inputs), and the gradient there."""
+    """What a stage sends down: its inputs (None where every stage keeps its own), and the gradient there."""
 
     inputs: Any
     slope: Any
