@@ -330,7 +330,7 @@ def naive_staleness(trace):
     for code, operands in zip(trace.op, trace.operands.tolist(), strict=True):
         name = trace.ops[code].name
         first, last = operands[0], operands[len(trace.ops[code].operands) - 1]
-        if name in ("gradient_start", "pull"):
+        if name in ("gradient_start", "pull", "load"):
             read[last] = [*changes, server]  # any worker may commit it
         elif name in ("gradient_commit", "push"):
             which = first if name == "gradient_commit" else -1
@@ -339,6 +339,8 @@ def naive_staleness(trace):
             found.append(0)
         elif name == "step":
             found += [0] * trace.groups.sizes[last]
+        elif name == "reduce":
+            found += [server - read[operands[2]][-1]] * trace.groups.sizes[last]
         changed = (
             [first]
             if name in ("gradient", "gradient_commit", "exchange_commit", "receive", "copy", "reset")
@@ -351,7 +353,7 @@ def naive_staleness(trace):
             changed = [first, last]
         for worker in changed:
             changes[worker] += 1
-        server += name in ("push", "step")
+        server += name in ("push", "step", "reduce")
     return found
 
 
