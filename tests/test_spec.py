@@ -173,11 +173,12 @@ def test_a_spec_survives_toml(n, seed, seeds, time_s, times_s, learning_rate, al
 @pytest.mark.parametrize("name", packaged("experiments"))
 @pytest.mark.parametrize("smoke", [False, True])
 def test_packaged_experiments_are_valid(name, smoke):
-    """``--smoke`` must be smaller in workers, seeds or time."""
+    """``--smoke`` must be smaller in workers, seeds, time or gradients."""
     spec = load_spec(name, smoke=smoke)
     if smoke:
         full = load_spec(name)
-        size = lambda s: s.topology.n * s.seeds * s.stop.time_s  # noqa: E731
+        length = "time_s" if full.stop.kind == "time" else "gradients"
+        size = lambda s: s.topology.n * s.seeds * getattr(s.stop, length)  # noqa: E731
         assert size(spec) < size(full)
 
 
