@@ -130,7 +130,7 @@ def draw(runs):
             middle.plot(np.arange(1, 61), path(name)[:60, place], color=colour, label=WORDS[name])
         left.axhline(1, color="#404040", linewidth=0.8)
         left.set(
-            xlabel="learning rate × curvature", ylabel="factor per update", ylim=(0, 2.1), xlim=(0, 2.22),
+            xlabel="learning rate × curvature", ylabel="factor per update", ylim=(0, 2.6), xlim=(0, 2.22),
             title="Spectral radius",
         )  # fmt: skip
         left.legend(loc="upper left", fontsize=8)

@@ -19,7 +19,7 @@ VARIANTS = {
 LATE = ("petra", "delayed", "dsp")
 CASES = {  # k, learning rate
     TEN: ((1, 0.0025), (1, 0.005), (1, 0.01), (1, 0.02), (4, 0.02)),
-    DEEP: ((1, 0.01), (8, 0.01), (8, 0.02)),
+    DEEP: ((1, 0.01), (1, 0.02), (8, 0.01), (8, 0.02)),
 }
 METHODS = {  # of petra/time: words, colour, line
     "backprop": ("backprop, one batch at a time, rate 0.01", "#404040", "-"),
@@ -151,19 +151,19 @@ def claims(runs):
     statement = "10 stages, k = 1, rate 0.02: test accuracy of backprop, which does not collapse"
     checked.append(claim(statement, (0.97, 1)).check(*over_seeds(accuracy(ten, "backprop", 1, 0.02))))
     for variant in LATE:
-        statement = f"10 stages, k = 1, rate 0.02: {VARIANTS[variant][0]} collapses to 16-25 %: test accuracy"
-        checked.append(
-            claim(statement, (0.16, 0.25), "meets").check(*over_seeds(accuracy(ten, variant, 1, 0.02)))
+        lost = accuracy(ten, variant, 1, 0.02) - accuracy(ten, "backprop", 1, 0.02)
+        statement = (
+            f"10 stages, k = 1, rate 0.02: {VARIANTS[variant][0]} collapses: test accuracy minus backprop's "
+            "(-0.73 to -0.82 on the clusters of the targets, which are not documented)"
         )
-    statement = "18 stages, k = 1, rate 0.01: PETRA is between 54 and 84 %: test accuracy"
+        checked.append(claim(statement, (None, -0.2)).check(*over_seeds(lost)))
+    statement = "18 stages, k = 1, rate 0.01: test accuracy of PETRA, which collapsed to 54-84 % on the clusters of the targets"
     checked.append(
         claim(statement, (0.54, 0.84), "meets").check(*over_seeds(accuracy(deep, "petra", 1, 0.01)))
     )
-    statement = (
-        "18 stages, k = 1, rate 0.01: PETRA loses at least five points to backprop: difference of accuracies"
-    )
-    lost = accuracy(deep, "petra", 1, 0.01) - accuracy(deep, "backprop", 1, 0.01)
-    checked.append(claim(statement, (None, -0.05)).check(*over_seeds(lost)))
+    lost = accuracy(deep, "petra", 1, 0.02) - accuracy(deep, "backprop", 1, 0.02)
+    statement = "18 stages, k = 1, rate 0.02: PETRA collapses: test accuracy minus backprop's"
+    checked.append(claim(statement, (None, -0.2)).check(*over_seeds(lost)))
     held = accuracy(ten, "petra", 4, 0.02) - accuracy(ten, "petra", 1, 0.02)
     statement = "10 stages, rate 0.02: k = 4 restores PETRA: test accuracy minus that with k = 1"
     checked.append(claim(statement, (0.2, None)).check(*over_seeds(held)))

@@ -15,7 +15,7 @@ from decentral.protocol import Pipeline
 from decentral.topology import named
 
 EXPERIMENTS = ()
-J, MOMENTUM, SEEDS = 10, 0.9, 3
+J, MOMENTUM, SEEDS = 10, 0.9, 6
 SETTINGS = {(1, 0.0025): "#3f90da", (1, 0.005): "#832db6", (1, 0.01): "#bd1f01", (4, 0.01): "#ffa90e"}
 STARTS = {False: (300, 700, 1100), True: (40,)}
 """First batches of the blocks of batches that are looked at; small run or not."""
@@ -148,11 +148,12 @@ def draw(runs):
             row[0].plot(stages, found[:, 2].mean(0), color=colour, linewidth=1, linestyle=(0, (4, 3)))
         row[0].set(title="With the gradient at the weights of now", ylabel="cosine")
         row[1].set(title="With the gradient at forward-time weights")
+        row[0].set_ylim(top=1.01)
+        row[1].set_ylim(0.9, 1.01)
         for axes in row:
             axes.set_xticks(stages, ["stem", *map(str, range(2, J)), "head"])
             axes.set(xlabel="stage")
             axes.margins(x=0.03)
-            axes.set_ylim(top=1.01)
         row[1].legend(loc="lower right")
     return figure
 
@@ -170,20 +171,20 @@ def claims(runs):
                 f"k = 1, rate {learning_rate:g}: cosine with the gradient at weights of now, block {block} of {J - 2} "
                 f"({listed:g} measured before)"
             )
-            accepted = (listed - 0.08, min(1.0, listed + 0.08))
+            accepted = (listed - 0.08, listed + 0.08 if listed < 0.92 else None)
             checked.append(
                 claim(statement, accepted).check(*over_seeds(found[1, learning_rate][:, 0, block]))
             )
     inner = slice(1, J - 1)
     checked.append(
-        claim("k = 4, rate 0.01: cosine with the gradient at weights of now, smallest of the blocks", (0.98, 1)).check(
+        claim("k = 4, rate 0.01: cosine with the gradient at weights of now, smallest of the blocks", (0.98, None)).check(
             *over_seeds(found[4, 0.01][:, 0, inner].min(1))
         )
     )  # fmt: skip
     for (k, learning_rate), values in found.items():
         low = 0.97 if learning_rate <= 0.005 else 0.94
         statement = f"k = {k}, rate {learning_rate:g}: cosine with the gradient at forward-time weights, smallest of the blocks"
-        checked.append(claim(statement, (low, 1)).check(*over_seeds(values[:, 1, inner].min(1))))
+        checked.append(claim(statement, (low, None)).check(*over_seeds(values[:, 1, inner].min(1))))
     closer = found[1, 0.01][:, 0, inner].mean(1) - found[1, 0.01][:, 2, inner].mean(1)
     source = "appendix B of the camera-ready version (secondary source)"
     statement = (

@@ -1,6 +1,5 @@
 """PETRA, table of delays: updates between the two passes of a batch, batches in flight, and what happens without a window."""
 
-import math
 from functools import cache
 
 import numpy as np
@@ -17,7 +16,7 @@ DEPTHS = {2: "#717581", 4: "#ffa90e", 8: "#3f90da", 16: "#832db6", 32: "#bd1f01"
 ACCUMULATED = {1: "#bd1f01", 2: "#832db6", 4: "#3f90da"}
 LOCKSTEP = Pipeline(backward=1.0, reconstruct=0.0, turn=1.0)
 """Every pass takes one tick."""
-ENDLESS = Pipeline(window=math.inf)
+ENDLESS = Pipeline(window="unlimited")
 GROWTH = dict(zip(DEPTHS, (41, 84, 169, 340, 681), strict=True))
 
 

@@ -74,7 +74,8 @@ def test_recorded_runs_are_reached(recorded, name, algorithm, released, executor
         "weight_decay": float(recorded["wd"]),
     }
     optimizer |= {"b1": b1, "b2": b2, "eps": float(recorded["eps"])}
-    algorithm = algorithm(optimizer=optimizer, released=released)
+    first = {"first_twice": True} if algorithm is DPU and not released else {}
+    algorithm = algorithm(optimizer=optimizer, released=released, **first)
     ends = tuple(events(trace, "reduce") + 1)
     record = Record(events=ends, states=True)
     result = replay(trace, problem, algorithm, initial=recorded["theta0"], record=record, executor=executor)
@@ -390,7 +391,7 @@ def test_dpu_in_its_warm_up_is_data_parallel():
     problem = decentral.problem.quadratic(n=4, d=3, noise=0.1)
     cluster = Cluster(LogNormal(1.0, 0.3), links=Links(latency_s=0.01))
     graph, stop, record = named("complete", n=4), 30.0, Record(count=1)
-    dpu = DPU(ADAMW, first_twice=False)
+    dpu = DPU(ADAMW)
     one = simulate(problem, graph, dpu, Overlapped(warm_up=100), cluster=cluster, stop=stop, record=record)
     other = simulate(problem, graph, SGD(ADAMW), AllReduce(), cluster=cluster, stop=stop, record=record)
     assert one.metrics["gradients"][0, -1] == other.metrics["gradients"][0, -1] > 50

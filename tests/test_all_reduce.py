@@ -154,10 +154,10 @@ def test_micro_batches():
     cluster = Cluster(speeds=(1.0, 0.5))
     for no_sync, overlap, step_s, length_s in (
         (True, 0.0, 4 + 0.75 + 0.25, 1.0),
-        (False, 0.0, 4 + 2 * 0.75 + 0.25, 1.0),
+        (False, 0.0, 4 + 2 * 0.75 + 0.25, 1.75),
         (True, 0.25, 4 + 0.25 + 0.25, 1.0),
-        (False, 0.25, 4 + 2 * 0.25 + 0.25, 1.0),
-        (False, 1.0, 4 + 0.25, 1.0),
+        (False, 0.25, 4 + 2 * 0.25 + 0.25, 1.75),
+        (False, 1.0, 4 + 0.25, 1.75),
     ):
         protocol = AllReduce(
             accumulate=2, no_sync=no_sync, overlap=overlap, collective_s=0.75, optimizer_s=0.25
@@ -165,10 +165,16 @@ def test_micro_batches():
         trace = run(protocol, cluster, 2, 30.0)
         np.testing.assert_allclose(np.diff(trace.time_s, prepend=0), step_s)
         np.testing.assert_allclose(trace.duration_s, length_s)
+        np.testing.assert_array_equal(trace.messages_of_events, 2 if no_sync else 2 * 2)
         assert members(trace, 0) == ([0, 0, 1, 1] if no_sync else [0, 1, 0, 1])
         np.testing.assert_allclose(trace.groups.weight, 1 / 4)
         entries = trace.groups.sender[: trace.groups.start[1]]
         np.testing.assert_array_equal(trace.groups.duration_s[: len(entries)], 1 + entries)
+    busy = utilisation(run(AllReduce(accumulate=2, no_sync=False, collective_s=0.75), cluster, 2, 5.5))
+    np.testing.assert_allclose(busy.communication_s, 2 * 0.75)
+    # shared out by speed it is the last micro-batch too that hides it: 1 + 1 and 2 s, then the second of the fast worker
+    shared = AllReduce(batches="speed", per_round=3, overlap=0.5, collective_s=5.0)
+    np.testing.assert_allclose(np.diff(run(shared, cluster, 2, 30.0).time_s), 2 + 5 - 0.5 * 1)
     first = run(AllReduce(accumulate=3, first=1), cluster, 2, 10.0)
     assert members(first, 0) == [0, 0, 0]
     assert steps_of(first).time_s.tolist() == [3.0, 6.0, 9.0]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import mostly_slow
 
 import decentral
 from decentral import (
@@ -332,25 +333,28 @@ def test_continuized_refuses_constants_it_cannot_have(name, value, words):
         Continuized(**{name: value})
 
 
-def test_seeds_with_graphs_of_their_own():
+@pytest.mark.parametrize(
+    ("algorithm", "protocol"),
+    mostly_slow(
+        [(Continuized(), Poisson()), (MSDA(), Rounds()), (ADOM(multi_consensus=True), Rounds())],
+        [(MSDA(), Rounds())],
+    ),
+    ids=["continuized", "msda", "adom"],
+)
+def test_seeds_with_graphs_of_their_own(algorithm, protocol):
     """One seed's edges may be alike and another's not; MSDA's and ADOM+'s numbers of mixing steps differ."""
     graphs = [named("star", n=6), named("barbell", n=6)]
     problems = [quadratic(6, d=2, seed=k) for k in range(2)]
-    for algorithm, protocol in (
-        (Continuized(), Poisson()),
-        (MSDA(), Rounds()),
-        (ADOM(multi_consensus=True), Rounds()),
-    ):
-        both = decentral.simulate(
-            problems, graphs, algorithm, protocol, stop=30.0, seeds=2, record=Record(count=1)
+    both = decentral.simulate(
+        problems, graphs, algorithm, protocol, stop=30.0, seeds=2, record=Record(count=1)
+    )
+    for k in range(2):
+        alone = decentral.simulate(
+            problems[k], graphs[k], algorithm, protocol, stop=30.0, seeds=[k], record=Record(count=1)
         )
-        for k in range(2):
-            alone = decentral.simulate(
-                problems[k], graphs[k], algorithm, protocol, stop=30.0, seeds=[k], record=Record(count=1)
-            )
-            np.testing.assert_allclose(
-                both.metrics["distance_to_optimum"][k], alone.metrics["distance_to_optimum"][0], rtol=1e-9
-            )
+        np.testing.assert_allclose(
+            both.metrics["distance_to_optimum"][k], alone.metrics["distance_to_optimum"][0], rtol=1e-9
+        )
 
 
 def test_wrong_constants_are_not_multiplied_twice():

@@ -1,6 +1,7 @@
 """The conformance battery on every algorithm of the registry."""
 
 import pytest
+from cases import mostly_slow
 
 import decentral
 from decentral.algorithm import (
@@ -87,9 +88,7 @@ def test_every_shipped_algorithm_is_in_the_battery():
     assert {kind: type(instance) for kind, instance in INSTANCES.items()} == ALGORITHMS
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "petra" else kind for kind in ALGORITHMS]
-)
+@pytest.mark.parametrize("kind", mostly_slow(ALGORITHMS, ("a2cid2", "adpsgd", "dpsgd", "acco")))
 def test_battery(kind):
     check_algorithm(INSTANCES[kind])
 

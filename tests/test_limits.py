@@ -205,6 +205,7 @@ def test_another_process_makes_the_same_traces(capsys):
     assert len(set(there.stdout.split())) == 7
 
 
+@pytest.mark.slow
 def test_own_time_is_the_workers_own():
     """With equal constant speeds a worker's own unit is the network's, but for the first interval; with unequal ones not."""
     ring, task = topology.named("ring", n=4), problem.quadratic(n=4, d=2)

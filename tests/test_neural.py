@@ -42,7 +42,6 @@ SMALL = {
 }
 SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("cnn", "transformer", "moe")]
 # compiling is most of the time: of the two that share their blocks one is in the fast suite
-KINDS = ["mlp", "moe", *SLOW_KINDS[:2]]
 LANGUAGE_KINDS = ["moe", SLOW_KINDS[1]]
 SHUFFLED = {"partition": "shared", "batch_size": 4, "sampling": "shuffle"}
 
@@ -58,7 +57,7 @@ def row(problem, worker: int = 0):
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mlp", *SLOW_KINDS])
 def test_gradients_are_slopes(kind):
     problem = small(kind, dtype="float64", batch_size=8)
     flat, unravel = ravel_pytree(problem.initial(KEY))
@@ -79,7 +78,7 @@ def test_gradients_are_slopes(kind):
     assert slope == pytest.approx(float(ends[0] - ends[1]) / (2 * step), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mlp", *SLOW_KINDS])
 def test_at_first_every_class_is_about_as_likely(kind):
     """The loss, averaged over all labels there could be."""
     problem = small(kind)
@@ -192,6 +191,7 @@ def test_one_expert_is_the_transformer():
     assert float(routing.balance) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_recorded_loads_add_up_and_balance_is_part_of_the_loss():
     weight = 0.5
     problem = small("moe", blocks=2, balance=weight)
@@ -440,7 +440,8 @@ def test_networks_read_digits(kind):
     assert float(values["accuracy"]) > 0.93
 
 
-@pytest.mark.parametrize("kind", LANGUAGE_KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["moe", "transformer"])
 def test_networks_learn_a_language_up_to_its_entropy_and_not_beyond(kind):
     language = LANGUAGE | {"sequences": 1024, "test_sequences": 512, "width": 16, "concentration": 0.5}
     problem = PROBLEMS[kind](2, partition="shared", batch_size=16, sampling="shuffle", **language)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import mostly_slow
 
 from decentral import InvalidInput, Network, Record, Trace, replay
 from decentral.algorithm import (
@@ -358,20 +359,19 @@ def test_symmetric_weights_need_an_undirected_graph():
             cls(sgd(), None, 0.1).resolve(quadratic(4)[0], Network(named_directed("directed_ring", n=4)))
 
 
-def test_event_triggered_without_threshold_is_choco():
+@pytest.mark.parametrize("compressor", mostly_slow([None, "random_k", "int8"], ["random_k"]))
+def test_event_triggered_without_threshold_is_choco(compressor):
     n = 6
     problem, *_ = quadratic(n)
     events, tables = round_of(n, "mix", 0, 0) * 30, [table(ring(n))]
     trace = trace_of(events, n, tables)
-    for compressor in (None, "random_k", "int8"):
-        results = [
-            replay(trace, problem, algorithm, record=Record(events=(len(trace),)), network=named("ring", n=n))
-            for algorithm in (CHOCO(sgd(), compressor, 0.3), EventTriggered(sgd(), compressor, 0.3))
-        ]
-        choco, triggered = results
-        np.testing.assert_array_equal(triggered.final.x, choco.final.x)
-        assert triggered.metrics["messages"] == choco.metrics["messages"] == 30 * 2 * n
-        assert triggered.metrics["bytes"] == choco.metrics["bytes"]
+    choco, triggered = (
+        replay(trace, problem, algorithm, record=Record(events=(len(trace),)), network=named("ring", n=n))
+        for algorithm in (CHOCO(sgd(), compressor, 0.3), EventTriggered(sgd(), compressor, 0.3))
+    )
+    np.testing.assert_array_equal(triggered.final.x, choco.final.x)
+    assert triggered.metrics["messages"] == choco.metrics["messages"] == 30 * 2 * n
+    assert triggered.metrics["bytes"] == choco.metrics["bytes"]
 
 
 @EXECUTORS

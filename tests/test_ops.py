@@ -90,7 +90,8 @@ def final(trace, executor, algorithm=ALGORITHM):
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(result.states[-1])])
 
 
-@settings(max_examples=8, deadline=None, phases=NO_SHRINKING)
+@pytest.mark.slow
+@settings(max_examples=16, deadline=None, phases=NO_SHRINKING)
 @given(st.lists(traces(), min_size=1, max_size=2, unique_by=lambda t: t.replicas[0].seed))
 def test_rows_are_events_one_by_one(copies):
     trace = merge(copies)
@@ -102,7 +103,7 @@ def test_rows_are_events_one_by_one(copies):
         assert each == final(alone, "eager").size
 
 
-@settings(max_examples=5, deadline=None, phases=NO_SHRINKING)
+@settings(max_examples=4, deadline=None, phases=NO_SHRINKING)
 @given(
     st.lists(
         traces(("pull", "evaluate", "push", "abandon", "step", "submit", "work")), min_size=1, max_size=2

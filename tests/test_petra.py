@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from cases import mostly_slow
 from engine_stages import ENGINE, ORDER, pack, problem_of
 
 import decentral
@@ -27,15 +28,6 @@ ENGINE_MODES = {
     "approximate_input": "approx_input",
 }
 SGD = {"kind": "sgd", "learning_rate": 0.05, "momentum": 0.9}
-
-
-def mostly_slow(cases, fast):
-    """All cases, those not in ``fast`` marked slow: each compiles a model of five kinds of stages."""
-
-    def slow(case):
-        return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
-
-    return [case if case in fast else slow(case) for case in cases]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -155,7 +147,7 @@ def small(n, *, per_model=4, dtype="float64"):
     )
 
 
-@pytest.mark.parametrize("schedule", mostly_slow(["gpipe", "1f1b"], ["1f1b"]))
+@pytest.mark.parametrize("schedule", mostly_slow(["gpipe", "1f1b"], []))
 def test_a_flush_is_one_step_of_the_mean_gradient(schedule):
     """All passes between two flushes see the same parameters: the ordinary gradient of the whole model, batch after batch."""
     task = small(4)
@@ -178,6 +170,7 @@ def test_a_flush_is_one_step_of_the_mean_gradient(schedule):
         )
 
 
+@pytest.mark.slow
 def test_two_pipelines_that_gossip():
     """Each stage meets its equal: with gradients off the sum over the pipelines stays, and they agree more and more."""
     task, graph = small(8), topology.named("pipelines", n=8, stages=4)
@@ -234,7 +227,24 @@ def test_axes_of_a_pipeline():
     assert run.metrics["bytes"][0, -1] == token * ups + 2 * token * downs
 
 
-@pytest.mark.parametrize("variant", mostly_slow(list(VARIANTS), ["petra", "delayed"]))
+def test_memory_of_each_stage():
+    """J = 4 in lock-step: parameters and momentum twice, the samples of the stem not at all, what lies between two stages."""
+    task = small(4, dtype="float32")
+    trace = timeline(task, LOCK_STEP, Gradients(20))
+    constants = decentral.Simulation(trace, task, PETRA(optimizer=SGD)).result().constants
+    (held,) = constants["memory_bytes"]["stages"]
+    parameters = [(16 + 1) * 8, (4 + 1) * 4, (4 + 1) * 4, (8 + 1) * 10]
+    token = 2 * 8 * 4 * 4
+    moving = [
+        token,
+        token + 2 * token,
+        token + 2 * token,
+        2 * token,
+    ]  # up; down come activations and gradients
+    np.testing.assert_allclose(held, [2 * 4 * p + m for p, m in zip(parameters, moving, strict=True)])
+
+
+@pytest.mark.parametrize("variant", mostly_slow(VARIANTS, ["petra"]))
 def test_what_a_variant_keeps(variant):
     """Memory is what lies in the stashes: nothing for PETRA's reversible stages."""
     task = small(4)
@@ -303,6 +313,13 @@ def test_what_does_not_fit_together():
         simulate(small(4), graph, algorithm, Pipeline(schedule="1f1b", micro_batches=4), stop=5.0)
     with pytest.raises(InvalidInput, match="learning_rate"):
         simulate(small(4), graph, PETRA(), Pipeline(), stop=5.0)
+    trace = timeline(small(4), Pipeline(), Gradients(4))
+    wider = problem.reversible_mlp(4, stages=4, hidden=8, batch_size=8)
+    for other in (wider, problem.reversible_mlp(4, stages=2, hidden=4, workers_per_model=2)):
+        with pytest.raises(InvalidInput, match="trace: got a trace of forward:stem"):
+            replay(trace, other, algorithm)
+    with pytest.raises(InvalidInput, match="algorithm: got 'Gossip'"):
+        replay(trace, small(4), decentral.Gossip(optimizer=SGD))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from decentral.analysis import pipeline as says
 from decentral.analysis.gantt import plot_gantt
 from decentral.analysis.timeline import bytes_per_link, staleness, utilisation, write_perfetto
 from decentral.engine.trace import StageShape, Trace, merge
-from decentral.protocol import PROTOCOLS, Demand, Gradients, Pipeline, Time
+from decentral.protocol import PROTOCOLS, Demand, Gradients, Pipeline, Poisson, Time
 from decentral.timing import Cluster, Faults, Links, NodeLinks
 from decentral.timing.compute import LogNormal
 from decentral.topology import DirectedTopology, Topology, named
@@ -119,7 +119,7 @@ def test_p4_one_stream_and_a_window_of_j(stages):
 
 @pytest.mark.parametrize(("stages", "delay"), list(zip(DEPTHS, (41, 84, 169, 340, 681), strict=True)))
 def test_p4_without_a_window_delays_grow_and_the_rate_does_not(stages, delay):
-    trace = run(Pipeline(window=math.inf), stages, Gradients(65 * stages))
+    trace = run(Pipeline(window="unlimited"), stages, Gradients(65 * stages))
     assert steady_rate(trace) == pytest.approx(1 / 3, rel=1e-12)
     late = says.delays(trace)
 
@@ -204,7 +204,7 @@ def test_expected_rate_is_what_comes_about():
 PROTOCOL = st.one_of(
     st.builds(
         Pipeline,
-        window=st.sampled_from([None, 1, 3, 50, math.inf]),
+        window=st.sampled_from([None, 1, 3, 50, "unlimited"]),
         streams=st.sampled_from([1, 2]),
         gossip_every=st.sampled_from([None, 1, 3]),
     ),
@@ -267,7 +267,7 @@ def test_timelines_are_possible(protocol, links, stages, pipelines, seed):
                 assert all(a <= b[0] + instant for a, b in zip(arrives, each[j - 1][1], strict=False))
     most = says.in_flight(trace).batches
     limit = {"gpipe": protocol.micro_batches, "1f1b": stages, "backprop": 1}.get(protocol.schedule)
-    limit = limit or (2 * stages - 1 if protocol.window is None else protocol.window)
+    limit = limit or {None: 2 * stages - 1, "unlimited": np.inf}.get(protocol.window, protocol.window)
     assert (most <= limit).all()
     assert len(rows(trace, "turn")) > 0
 
@@ -327,6 +327,29 @@ def test_two_pipelines_are_two_of_one_and_gossip_joins_equal_stages():
     ) == pytest.approx(len(gossip) / len(rows(gossip, "turn")), rel=0.05)
 
 
+def test_the_shape_is_known_before_a_batch_comes_through():
+    """The second pipeline is the first whose last stage has a batch; the first has none."""
+    trace = run(LOCKSTEP, 3, 40.0, 2, Cluster(speeds=(0.02, 0.02, 0.02, 1.0, 1.0, 1.0)))
+    assert set(trace.operands[rows(trace, "turn"), 0]) == {5}
+    assert says.shape_of(trace) == (2, 3)
+    assert "2 pipelines" in says.pipeline_table(trace)
+    with pytest.raises(InvalidInput, match="k: got 0"):
+        says.pipeline_table(trace, 0)
+
+
+def test_who_met_is_read_off_the_trace():
+    """A worker's equals are its stage's of the other pipelines; rates are those of a plain count."""
+    trace = run(Pipeline(gossip_every=2), 4, 200.0, 3)
+    events = rows(trace, "exchange")
+    for code, op in enumerate(trace.ops):
+        if op.instruction == "exchange":
+            ends = trace.ends_of_exchanges(np.flatnonzero(trace.op == code))
+            assert (ends[:, 0] != ends[:, 1]).all()
+            np.testing.assert_array_equal(ends[:, 0] % 4, ends[:, 1] % 4)
+    assert trace.realised_rates()["exchange"] == pytest.approx(2 * len(events) / 12 / trace.horizon_s)
+    assert run(Pipeline(), 4, 200.0, 3).realised_rates()["exchange"] == 0
+
+
 def test_a_slow_link_sets_the_rate():
     """A token takes 4 s between stages 1 and 2, longer than any pass; what goes down leaves and enters by the same cards."""
     cluster = Cluster(links=Links(bandwidth_bytes_per_s=10.0))
@@ -344,6 +367,9 @@ def test_a_slow_link_sets_the_rate():
     [
         ({"window": 0}, "protocol.window: got 0"),
         ({"window": 2.5}, "protocol.window: got 2.5"),
+        ({"window": "none"}, "protocol.window: got 'none'.*unlimited"),
+        ({"window": 10**30}, "protocol.window: got 1000000000000000000000000000000"),
+        ({"forward": None}, "protocol.forward: got None"),
         ({"schedule": "petro"}, "protocol.schedule"),
         ({"schedule": "gpipe"}, "protocol.micro_batches: got None"),
         ({"schedule": "1f1b", "micro_batches": 0}, "protocol.micro_batches: got 0"),
@@ -516,5 +542,7 @@ def test_two_seeds_in_one_trace():
         assert (says.in_flight(one).tokens == says.in_flight(trace).tokens).all()
     with pytest.raises(InvalidInput, match="2 replicas"):
         says.delays(both)
+    assert not says.in_flight(run(Pipeline(), 8, 5.0)).cotokens.any()  # no batch has come to the last stage
+    gossip = Poisson().timeline(Poisson().network(named("ring", n=4), Demand()), Time(5.0), 0)
     with pytest.raises(InvalidInput, match="no turn"):
-        says.in_flight(run(Pipeline(), 8, 5.0))
+        says.in_flight(gossip)

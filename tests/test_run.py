@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 import tomli_w
+from cases import mostly_slow
 
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput, InvalidInputs, RunFailed
@@ -295,7 +296,9 @@ run(sys.argv[1], out=sys.argv[2], checkpoint_every_s=0)
 """
 
 
-@pytest.mark.parametrize(("algorithm", "number"), [("gossip", 2), ("a2cid2", 2)])
+@pytest.mark.parametrize(
+    ("algorithm", "number"), mostly_slow([("gossip", 2), ("a2cid2", 2)], [("a2cid2", 2)])
+)
 def test_killed_and_resumed(algorithm, number, whole, tmp_path):
     """SIGKILL in the middle of a checkpoint, in the first algorithm and in the second."""
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tables()))
@@ -632,6 +635,15 @@ def test_interrupted_again_and_earlier(tmp_path, monkeypatch):
         assert (folder / "metrics.npz").read_bytes() == recorded
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_ctrl_c_that_python_drops(whole, tmp_path, monkeypatch):
     """Ctrl-C while a callback of the garbage collector runs: Python prints the exception and goes on."""
     folder, real = tmp_path / "run", Simulation.step

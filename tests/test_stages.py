@@ -407,6 +407,7 @@ def test_labels_that_are_numbers_have_no_accuracy():
     assert float(found["loss"]) == pytest.approx(float(jnp.mean(output**2)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ordinary_algorithm_runs_on_stages():
     problem = SMALL["mlp"](4, workers_per_model=1)
     result = decentral.simulate(

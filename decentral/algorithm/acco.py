@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from decentral.algorithm.base import Algorithm, choose, pytree, static
 from decentral.algorithm.optimizer import Optimizer, given_optimizer
 from decentral.protocol.base import Demand, Network
+from decentral.topology.graphs import check_flag
 
 
 def together(mean, count, other, others):
@@ -83,6 +84,9 @@ class ACCO(Algorithm):
     def demand(self, network: Network) -> Demand:
         """One copy, and gradients that come while the next ones are computed."""
         return Demand(meetings=("batches",))
+
+    def __post_init__(self) -> None:
+        check_flag("algorithm.released", self.released)
 
     def resolve(self, problem: Any, network: Network | None) -> ACCO:
         return dataclasses.replace(self, optimizer=given_optimizer(self.optimizer))

@@ -12,6 +12,7 @@ from decentral.algorithm.acco import together
 from decentral.algorithm.base import Algorithm, pytree, static
 from decentral.algorithm.optimizer import Optimizer, given_optimizer
 from decentral.protocol.base import Demand, Network
+from decentral.topology.graphs import check_flag
 
 
 class DPUState(NamedTuple):
@@ -40,7 +41,7 @@ class DPU(Algorithm):
 
     With SGD on a curvature a / learning rate it is stable for a < 1 (:math:`z^2 - z + a`), half as far as without overlap.
     The schedule of a learning rate advances once per all-reduce. Pipe-SGD with a pipeline of two is the same. For
-    ZeRO-Offload's synchronous beginning take ``Overlapped(warm_up=40)`` and ``first_twice = False``.
+    ZeRO-Offload's synchronous beginning take ``Overlapped(warm_up=40)``.
 
     Args:
         optimizer: any optax optimizer; its learning rate must be given.
@@ -55,11 +56,15 @@ class DPU(Algorithm):
 
     optimizer: Any = dataclasses.field(default_factory=Optimizer)
     released: bool = static(default=False)
-    first_twice: bool = static(default=True)
+    first_twice: bool = static(default=False)
 
     def demand(self, network: Network) -> Demand:
         """One copy, and gradients that come while the next ones are computed."""
         return Demand(meetings=("batches",))
+
+    def __post_init__(self) -> None:
+        check_flag("algorithm.released", self.released)
+        check_flag("algorithm.first_twice", self.first_twice)
 
     def resolve(self, problem: Any, network: Network | None) -> DPU:
         return dataclasses.replace(self, optimizer=given_optimizer(self.optimizer))

@@ -102,11 +102,12 @@ class PETRA(Algorithm):
         return Demand(meetings=("stages",), local_steps=self.accumulate)
 
     def resolve(self, problem: Any, network: Network | None) -> PETRA:
+        optimizer = given_optimizer(self.optimizer)
         if problem is not None and problem.stages is None:
             raise InvalidInput(
                 "problem.kind", problem.name, "a model made of stages", "E.g. reversible_mlp, or from_stages."
             )
-        return dataclasses.replace(self, optimizer=given_optimizer(self.optimizer))
+        return dataclasses.replace(self, optimizer=optimizer)
 
     def init(self, params, key) -> dict[str, StageState]:
         """Of a whole model: kind of stage -> the states of its stages, stacked."""

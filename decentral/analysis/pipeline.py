@@ -16,24 +16,25 @@ from numpy.typing import ArrayLike
 from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput
+from decentral.topology.graphs import check_integer
 
 # -- read off a trace ----------------------------------------------------------------------------------------------------
 
 
 def shape_of(trace: Trace) -> tuple[int, int]:
-    """``(pipelines, stages)`` of a trace: the first worker that turns a batch round is the end of the first pipeline.
+    """``(pipelines, stages)`` of a trace: every pipeline has one last stage.
 
     Raises:
-        InvalidInput: several replicas, or no batch has come to the last stage.
+        InvalidInput: several replicas, or no trace of a pipeline.
     """
     if len(trace.replicas) != 1:
         advice = "Take trace.replica(index)."
         raise InvalidInput("trace", f"{len(trace.replicas)} replicas", "one replica", advice)
-    turns = trace.operands[_events(trace, "turn"), 0]
-    if not turns.size:
-        raise InvalidInput("trace", "no turn", "a pipeline's trace with a batch that came to the last stage")
-    stages = int(turns.min()) + 1
-    return trace.n_workers // stages, stages
+    last = next((op for op in trace.ops if op.instruction == "turn"), None)
+    if last is None:
+        raise InvalidInput("trace", "no turn", "a pipeline's trace")
+    pipelines = dict(trace.banks)[last.operands[1].bank]
+    return pipelines, trace.n_workers // pipelines
 
 
 def _events(trace: Trace, *instructions: str) -> np.ndarray:
@@ -104,7 +105,11 @@ def delays(trace: Trace, k: int = 1) -> Delays:
     """Updates of a stage between a batch's two passes, where every ``k``-th backward pass is an update.
 
     In lock-step, with a window of 2 J - 1: 2 (J - j) / k at stage j of J, counted from 1.
+
+    Raises:
+        InvalidInput: no trace of a pipeline; ``k`` is no positive integer.
     """
+    check_integer("k", k, 1)
     shape = shape_of(trace)
     worker, forward, backward = passes(trace)
     first = np.searchsorted(worker, worker)
@@ -203,21 +208,24 @@ def batches_per_s(trace: Trace) -> float:
     return rate
 
 
-def pipeline_table(trace: Trace, k: int = 1, samples_per_batch: int | None = None) -> str:
+def pipeline_table(trace: Trace, k: int | None = None, samples_per_batch: int | None = None) -> str:
     """A row per stage (mean or most over pipelines), and a line of totals: batches, samples, updates and seconds.
 
     Args:
         trace: with one replica.
-        k: backward passes to an update.
+        k: backward passes to an update; None: not known, delays are in passes.
         samples_per_batch: for the totals.
+
+    Raises:
+        InvalidInput: no trace of a pipeline; ``k`` is no positive integer.
     """
-    shape, late, flying, share = shape_of(trace), delays(trace, k), in_flight(trace), busy(trace)
+    shape, late, flying, share = shape_of(trace), delays(trace, 1 if k is None else k), in_flight(trace), busy(trace)
     steady = late.steady()
     seconds = np.bincount(late.worker, late.seconds, trace.n_workers).reshape(shape)
     count = np.maximum(np.bincount(late.worker, minlength=trace.n_workers).reshape(shape), 1)
     rows = {
         f"{j + 1}": {
-            "delay (updates)": float(steady[:, j].mean()),
+            f"delay ({'updates' if k else 'passes'})": float(steady[:, j].mean()),
             "delay (s)": float((seconds / count)[:, j].mean()),
             "batches in flight": int(flying.batches[:, j].max()),
             "tokens open": int(flying.tokens[:, j].max()),
@@ -229,11 +237,12 @@ def pipeline_table(trace: Trace, k: int = 1, samples_per_batch: int | None = Non
     turns = len(_events(trace, "turn"))
     backwards = len(_events(trace, "turn", "backward"))
     samples = "" if samples_per_batch is None else f"{turns * samples_per_batch} samples, "
-    lines = comparison_table(rows).replace("algorithm", "stage    ", 1)
-    return (
-        f"{lines}{shape[0]} pipelines: {turns} batches, {samples}{backwards / trace.n_workers / k:.4g} updates per stage, "
-        f"{format_interval(trace.horizon_s)} s\n"
+    changes = (
+        f"{backwards / trace.n_workers / (k or 1):.4g} {'updates' if k else 'backward passes'} per stage"
     )
+    pipelines = "1 pipeline" if shape[0] == 1 else f"{shape[0]} pipelines"
+    lines = comparison_table(rows).replace("algorithm", "stage    ", 1)
+    return f"{lines}{pipelines}: {turns} batches, {samples}{changes}, {format_interval(trace.horizon_s)} s\n"
 
 
 def stage_bytes(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from decentral.analysis.pipeline import delays, durations_s
+from decentral.analysis.pipeline import delays, durations_s, pipeline_table
 from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import OPS, REDUCTIONS, Op, Trace
 from decentral.errors import InvalidInput
@@ -371,14 +371,11 @@ def _pipeline_messages(reading: _Reading) -> tuple[list[tuple], list[tuple]]:
         tuple(np.compress(part[1] <= trace.horizon_s, c) for c in np.broadcast_arrays(*part))
         for part in along
     ]
-    exchanges, sizes = [], dict(trace.banks)
+    exchanges = []
     for code, op in enumerate(trace.ops):
         if op.instruction == "exchange" and op.kind:
             rows = np.flatnonzero(trace.op == code)
-            worker = operands[rows, 0].astype(np.int64)
-            # Elements of a bank stand in order of pipelines.
-            far = (operands[rows, 2].astype(np.int64) - operands[rows, 1]) * trace.n_workers
-            other = worker + far // sizes[op.operands[1].bank]
+            worker, other = trace.ends_of_exchanges(rows).T
             for to, peer in ((worker, other), (other, worker)):
                 exchanges.append((to, time_s[rows], time_s[rows], rows, Outcome.DONE, peer, to))
     return along, exchanges
@@ -685,16 +682,18 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def trace_table(traces: Mapping[str, Trace]) -> str:
-    """Counts, realised rates and waiting times, one row per trace, replica and op; then how busy and how stale.
+    """Counts, realised rates and waiting times, one row per trace, replica and op; how busy, how stale; pipelines by stage.
 
     ``fewest`` and ``most`` are over the workers; the longest wait counts the time before a worker's first event and
     after its last one. The second table, of traces in which something takes time, has a row per quantity: shares of the
-    time until the horizon over the workers, staleness over the applied gradients, ages over the messages.
+    time until the horizon over the workers, staleness over the applied gradients, ages over the messages. Each pipeline's
+    trace has a table of its own, a row per stage. A trace of pipelines does not know how many backward passes make an
+    update: it counts passes.
 
     Args:
         traces: name -> trace.
     """
-    rows, spreads, lines = {}, {}, []
+    rows, spreads, lines, stages = {}, {}, [], []
     for name, trace in _replicas(traces):
         reading = _Reading(trace)
         for code, op in enumerate(trace.ops):
@@ -712,14 +711,17 @@ def trace_table(traces: Mapping[str, Trace]) -> str:
             }
         if trace.duration_s is not None:
             done = _activity(reading)
-            for what, values in _quantities(done, _staleness(reading)).items():
+            changes = "backward passes" if reading.pipeline_rows("turn").size else "updates"
+            for what, values in _quantities(done, _staleness(reading), changes).items():
                 if values.size:
                     spreads[f"{name}, {what}"] = _row(values)
             lines.append(f"{name}: {_fate(trace, done.messages)}\n")
+        if reading.pipeline_rows("turn").size:
+            stages.append("\n" + _first_column(pipeline_table(trace), name))
     text = _first_column(comparison_table(rows), "trace")
     if spreads:
         text += "\n" + _first_column(comparison_table(spreads), "over the run") + "\n" + "".join(lines)
-    return text
+    return text + "".join(stages)
 
 
 def _first_column(table: str, title: str) -> str:
@@ -727,14 +729,14 @@ def _first_column(table: str, title: str) -> str:
     return table.replace("algorithm".ljust(len(title)), title.ljust(len("algorithm")), 1)
 
 
-def _quantities(done: Activity, stale: Staleness) -> dict[str, np.ndarray]:
+def _quantities(done: Activity, stale: Staleness, changes: str) -> dict[str, np.ndarray]:
     busy = _utilisation(done)
     span_s = done.horizon_s or 1.0
     return {
         "computing (share of time)": busy.compute_s / span_s,
         "communicating (share)": busy.communication_s / span_s,
         "idle (share)": busy.idle_share,
-        "staleness (updates)": stale.updates,
+        f"staleness ({changes})": stale.updates,
         "staleness (s)": stale.delay_s,
         "message age (s)": stale.message_age_s,
         "message age (gradients)": stale.message_gradients,

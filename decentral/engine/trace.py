@@ -54,7 +54,7 @@ class Op:
             shape: ``"forward:block"``.
         operands: what it takes.
         gradients: gradients that have been applied when it is done (of a group op: one per member).
-        messages: messages it puts on the wire (of a group op: counted from its table).
+        messages: messages it puts on the wire (of a group op: how often those that are counted from its table; 0: once).
     """
 
     name: str
@@ -495,7 +495,9 @@ class Trace:
         served = any(op.name in ("submit", "pull") for op in self.ops)
         return self._per_event(
             lambda op: op.messages,
-            lambda op: self.groups.messages(op.name) * (not (served and op.name == "step")),
+            lambda op: (
+                self.groups.messages(op.name) * (not (served and op.name == "step")) * max(1, op.messages)
+            ),
         )
 
     def _per_event(self, plain, of_table) -> np.ndarray:
@@ -607,12 +609,23 @@ class Trace:
         :meth:`realised_topology` has the Laplacian and its constants.
         """
         span = sum(replica.horizon_s for replica in self.replicas) * self.n_workers or np.inf
-        exchanges = sum(self.counts.get(name, 0) for name in ("exchange", "exchange_start"))
+        exchanges = sum(
+            self.counts[op.name] for op in self.ops if op.instruction in ("exchange", "exchange_start")
+        )
         return {
             "gradient": float(self.gradients_of_events.sum() / span),
             "exchange": float(2 * exchanges / span),
             "message": float(self.messages_of_events.sum() / span),
         }
+
+    def ends_of_exchanges(self, rows: np.ndarray) -> np.ndarray:
+        """Int64 ``(rows, 2)``: the workers that meet in these events, exchanges of one op."""
+        ends = self.operands[rows, :2].astype(np.int64)
+        op = self.ops[self.op[rows[0]]] if len(rows) else EXCHANGE
+        if op.kind:  # of stages, which stand in order of pipelines
+            far = (self.operands[rows, 2].astype(np.int64) - self.operands[rows, 1]) * self.n_workers
+            ends[:, 1] = ends[:, 0] + far // dict(self.banks)[op.operands[1].bank]
+        return ends
 
     def realised_topology(self, unit_s: float = 1.0) -> Topology | None:
         """The graph with the rates at which pairs of workers met, whose Laplacian and chi_1, chi_2 are those that happened.
@@ -634,8 +647,8 @@ class Trace:
         )
         for code, op in enumerate(self.ops):
             rows = (self.op == code) & first
-            if op.name in ("exchange", "exchange_start"):
-                pairs.append(self.operands[rows, :2])
+            if op.instruction in ("exchange", "exchange_start"):
+                pairs.append(self.ends_of_exchanges(np.flatnonzero(rows)))
                 ends = np.full((int(rows.sum()), 2), 0.5)
                 if op.name == "exchange_start":
                     ends[np.isin(self.operands[rows, 2:4], cancelled)] = 0.0

@@ -33,7 +33,7 @@ COLUMNS = {
 COUNTS = ("gradients", "exchanges", "samples", "updates", "time_s")
 """Columns of which neither more nor less is better."""
 UNEQUAL = ("samples", "updates", "time_s")
-"""Columns for people only where an update is not a gradient: equal samples are then not equal updates."""
+"""Columns for people where equal samples are not equal updates: an update is not a gradient, or no worker's own."""
 BOLD = (
     "% mean \\pm half width of its 95 % interval over the seeds (Student's t); bold: better than every other row, the 95 % "
     "interval of the paired difference on common seeds excludes 0 (not corrected for the number of rows)"
@@ -70,10 +70,12 @@ class _Row:
         return None if wall_s is None else sum(wall_s.values()) / 3600
 
     @property
-    def updates_are_gradients(self) -> bool:
-        """Each gradient is an update."""
+    def unequal(self) -> bool:
+        """It is a pipeline or overlaps its all-reduces, or gradients are not updates one by one."""
         final = self.entry["final"]
-        return "updates" not in final or final["updates"]["mean"] == final["gradients"]["mean"]
+        if any(name.partition(":")[0] in ("load", "turn") for name in self.entry.get("counts", ())):
+            return True
+        return "updates" in final and final["updates"]["mean"] != final["gradients"]["mean"]
 
     def measured(self, machine: bool, unequal: bool) -> Iterator[tuple[str, Any, np.ndarray, str, tuple]]:
         """Columns: heading, cell, value per seed, which side is better (empty for none), and the target of a time to it."""
@@ -172,7 +174,7 @@ def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict
     table: dict[str, dict[str, Any]] = {}
     seen: dict[tuple, dict[str, tuple[_Row, np.ndarray, str]]] = {}
     steps = {row.label: row.manifest.get("steps", {}).get(row.name) for row in rows}
-    unequal = not all(row.updates_are_gradients for row in rows)
+    unequal = any(row.unequal for row in rows)
     for row in rows:
         cells = table[row.label] = {}
         for heading, cell, values, side, target in row.measured(machine, unequal):

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from decentral.algorithm import Algorithm
+from decentral.analysis.pipeline import in_flight, shape_of, stage_bytes
 from decentral.engine.execute import Context, EagerClock, Program, executor, run_events
 from decentral.engine.instructions import Draw
 from decentral.engine.plan import Plan, assign_slots, lasting_banks, make_plan
 from decentral.engine.record import RECORDED_WORKERS, held, recorder
-from decentral.engine.trace import Op, Trace
+from decentral.engine.trace import Op, Trace, pipeline_ops
 from decentral.engine.units import units_of
 from decentral.errors import InvalidInput, RunFailed
 from decentral.experiment.record import Record
@@ -134,6 +135,8 @@ class Simulation:
                 per_model,
                 "the stages of the model in a pipeline, 1 with workers that hold all of it",
             )
+        if self.holder == "stage":
+            _check_pipeline(trace, problems[0], self.algorithms[0])
         self.models = {"worker": n, "server": 1, "stage": n // per_model}[self.holder]
         worker = np.arange(trace.total_workers)
         # Workers that hold one model between them have one source of data.
@@ -178,16 +181,15 @@ class Simulation:
         shapes = shapes_of(self.problems[0], self.algorithms[0])
         self.message_bytes = size_of(shapes.params if shapes.message is None else shapes.message)
         elements = slot_shapes(self.problems[0], self.algorithms[0], shapes)
-        self.op_bytes = [_wire_bytes(op, elements) for op in trace.ops]
+        self.element_bytes = {bank: size_of(element) for bank, element in elements.items()}
+        self.op_bytes = [_wire_bytes(op, self.element_bytes) for op in trace.ops]
         self.times_s, self.events = self.record.schedule(trace)
         began = time.perf_counter()
         self.unit_s = self.networks[0].time_unit_s if self.networks[0] is not None else 1.0
         self.units = units_of(self.algorithms[0].time_unit, trace, self.events, self.unit_s)
         self.plan: Plan | None = None
         if self.executor == "rows":
-            self.plan = make_plan(
-                trace, self.events, event_bytes=self._event_bytes(elements), units=self.units
-            )
+            self.plan = make_plan(trace, self.events, event_bytes=self._event_bytes(), units=self.units)
             slots = self.plan.slots
             self.capacity, self.group_capacity = _capacities(self.plan)
         else:
@@ -256,10 +258,9 @@ class Simulation:
             parts.append(points)
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    def _event_bytes(self, elements: dict[str, Any]) -> list[float]:
+    def _event_bytes(self) -> list[float]:
         """Bytes one event of each op moves: its operands, and the data a gradient reads."""
-        sizes = {bank: size_of(element) for bank, element in elements.items()}
-        data = max(problem.gradient_bytes for problem in self.problems)
+        sizes, data = self.element_bytes, max(problem.gradient_bytes for problem in self.problems)
         return [
             sum(sizes.get(o.bank, 0) for o in op.operands if o.reads or o.writes)
             + (data if op.name in ("gradient", "gradient_commit", "evaluate") else 0.0)
@@ -486,6 +487,7 @@ class Simulation:
             "realised_per_worker_and_s": self.trace.realised_rates(),
             "rate_spread": float(self.rates.std(1).mean()),
             "slots_in_flight": self.slots,
+            "memory_bytes": self._memory_bytes(),
             "time_unit_s": self.unit_s,
             "executor": self.executor,
         }
@@ -502,6 +504,27 @@ class Simulation:
                 "fill": self.plan.fill(),
             }
         return constants
+
+    def _memory_bytes(self) -> dict[str, Any]:
+        """What the algorithm keeps at most: states, what is in flight (of all replicas), and in a pipeline by stage.
+
+        Stages: of the first replica, one list per pipeline; state, remembered batches, tokens and cotokens that were sent.
+        """
+        size = self.element_bytes
+        if self.holder != "stage":
+            return {
+                self.holder: size[self.holder],
+                "in_flight": {b: n * size[b] for b, n in self.slots.items()},
+            }
+        order = self.problems[0].stages.shapes
+        held = stage_bytes(
+            in_flight(self.trace.replica(0)),
+            [size[f"stage:{stage.kind}"] for stage in order],
+            stash=[size[f"stash:{stage.kind}"] if stage.gives else 0 for stage in order],
+            token=[size[f"token:{stage.gives}"] if stage.gives else 0 for stage in order],
+            cotoken=[size[f"cotoken:{stage.takes}"] if stage.takes else 0 for stage in order],
+        )
+        return {"stages": held.tolist()}
 
     def spread_of_gradients(self) -> dict[str, list[float]]:
         """Gradient noise sigma^2 and heterogeneity zeta^2 at the mean of the workers, per seed, as the state is now."""
@@ -604,10 +627,15 @@ class Simulation:
         whose = {"worker": f"worker {worker % n}", "server": "the server", "stage": f"pipeline {worker % n}"}[
             self.holder
         ]
+        smaller = "a smaller step size (optimizer.learning_rate"
+        advice = {
+            "worker": f"{smaller}, or leave it open for the theory's), or more exchanges per second",
+            "server": f"{smaller})",
+            "stage": f"{smaller}), or a larger algorithm.accumulate",
+        }[self.holder]
         raise Diverged(
             f"{self.name}: the state of {whose} (seed {seed}) became {what} at event {event} ({op}, "
-            f"t = {time_s:.6g} s). Try a smaller step size (optimizer.learning_rate, or leave it open for the theory's), "
-            f"or more exchanges per second.",
+            f"t = {time_s:.6g} s). Try {advice}.",
             event,
             time_s,
             worker % n,
@@ -657,12 +685,12 @@ def _magnitude(states) -> np.ndarray:
     return np.nan_to_num(np.max(largest, axis=0), nan=np.inf, posinf=np.inf)
 
 
-def _wire_bytes(op: Op, elements: dict[str, Any]) -> int:
+def _wire_bytes(op: Op, element_bytes: dict[str, int]) -> int:
     """Bytes an op of a pipeline puts on the wire: tokens it opens, or a stage's parameters both ways."""
     if op.instruction == "exchange" and op.kind:
-        return 2 * size_of(elements[f"message:{op.kind}"])
+        return 2 * element_bytes[f"message:{op.kind}"]
     opened = [o.bank for o in op.operands if o.opens and o.bank.startswith(("token:", "cotoken:"))]
-    return sum(size_of(elements[bank]) for bank in opened)
+    return sum(element_bytes[bank] for bank in opened)
 
 
 def _finite(states) -> np.ndarray:
@@ -680,9 +708,32 @@ def _capacities(plan: Plan) -> tuple[int, int]:
     return rows, max(1, min(most, CHUNK_EVENTS // max(1, entries)))
 
 
+def _check_pipeline(trace: Trace, problem: Problem, algorithm: Algorithm) -> None:
+    """Raise an :class:`InvalidInput` where a pipeline's trace was made for other stages, or the algorithm knows none."""
+    if type(algorithm).forward is Algorithm.forward:
+        raise InvalidInput(
+            "algorithm", type(algorithm).__name__, "one for pipelines, e.g. PETRA, with such a trace"
+        )
+    stages = problem.stages.shapes
+    sizes = {f"stage:{stage.kind}": 0 for stage in stages}
+    for stage in stages:
+        sizes[f"stage:{stage.kind}"] += trace.n_workers // len(stages)
+    if dict(trace.banks) != sizes or not set(trace.ops) <= set(pipeline_ops(stages)):
+        got = f"a trace of {', '.join(op.name for op in trace.ops)}"
+        allowed = f"one of the {len(stages)} stages of this problem"
+        raise InvalidInput("trace", got, allowed, "Kinds, shapes and number of stages have to be the same.")
+
+
 def _rates(trace: Trace) -> np.ndarray:
-    """``(replicas, workers)``: gradients of each worker that were applied, relative to their mean (1 where there are none)."""
+    """``(replicas, workers)``: gradients of each worker that were applied, relative to their mean (1 where there are none).
+
+    A pipeline's are those of its last stage: they are its workers' together.
+    """
     applied = trace.gradients_of_workers.reshape(len(trace.replicas), -1).astype(float)
+    if trace.banks:
+        pipelines = shape_of(trace.replica(0))[0]
+        whole = applied.reshape(len(applied), pipelines, -1)
+        applied = np.broadcast_to(whole.mean(2, keepdims=True), whole.shape).reshape(applied.shape)
     mean = applied.mean(1, keepdims=True)
     return np.where(mean > 0, applied / np.maximum(mean, 1e-300), 1.0)
 

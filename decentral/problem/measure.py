@@ -15,11 +15,11 @@ def gradient_noise(
 ) -> float:
     r"""sigma^2 = mean_i E ||grad f_i(x, xi) - grad f_i(x)||^2 at x = ``params``, by Monte Carlo; 0 for full gradients.
 
-    The mean is over ``draws`` gradients of each of ``workers`` workers (all, if there are no more; else a random
-    choice by ``key``). Relative standard error: v / sqrt(draws * workers), where v is the coefficient of variation of
-    the squared norm: sqrt(2/d) for Gaussian noise, about 1 for small batches; 3 % for v = 1 and the defaults. If not
-    all workers are looked at, the spread of sigma_i^2 among workers divided by sqrt(workers) comes on top. Recorded
-    noise is averaged over its first ``draws`` entries per worker.
+    The mean is over ``draws`` gradients of each of ``workers`` workers (all, if there are no more; else a random choice by
+    ``key``); workers that hold a model between them are one. Relative standard error: v / sqrt(draws * workers), where v
+    is the coefficient of variation of the squared norm: sqrt(2/d) for Gaussian noise, about 1 for small batches; 3 % for
+    v = 1 and the defaults. If not all workers are looked at, the spread of sigma_i^2 among workers divided by
+    sqrt(workers) comes on top. Recorded noise is averaged over its first ``draws`` entries per worker.
 
     Args:
         problem: the problem.
@@ -30,11 +30,13 @@ def gradient_noise(
     """
     if not problem.is_stochastic:
         return 0.0
-    n = problem.n_workers
+    n = problem.n_workers // problem.workers_per_model
     chosen = jax.random.permutation(key, n)[: min(workers, n)].astype(jnp.int32)
 
     def noise(params: PyTree, shards: PyTree, chosen: jax.Array, key: jax.Array) -> jax.Array:
-        exact = jax.vmap(lambda i: problem.full_gradient(params, take(shards, i)))(chosen)
+        rows = jax.tree.leaves(shards)[0].shape[0]  # one, if all workers have the same data
+        # One after another: a full gradient may fill the memory.
+        exact = jax.lax.map(lambda i: problem.full_gradient(params, take(shards, i)), chosen[:rows])
 
         def squares(draw: jax.Array) -> jax.Array:
             own = jax.vmap(lambda i: jax.random.fold_in(key, i))(chosen)

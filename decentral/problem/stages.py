@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -73,7 +74,8 @@ class Stages:
         if len(self.order) < 2:
             raise InvalidInput("stages", self.order, "two or more", "A model in one piece needs no pipeline.")
         for kind in self.order:
-            check_choice("stages", kind, self.kinds)
+            if not isinstance(self.kinds[check_choice("stages", kind, self.kinds)], Stage):
+                raise InvalidInput(f"kinds[{kind!r}]", self.kinds[kind], "a decentral.problem.Stage")
         _ = self.shapes
         scores = jax.tree.leaves(self._passes[-1])
         if len(scores) != 1 or not jnp.issubdtype(scores[0].dtype, jnp.floating):
@@ -110,14 +112,11 @@ class Stages:
                     where, _shown(came), f"{_shown(passes[first])}, as stages[{first}] of the same kind takes",
                     "Stages that take other shapes need a kind of their own.",
                 )  # fmt: skip
-            params = jax.eval_shape(partial(_params, stage, self.dtype), jax.random.key(0))
-            try:
+            with _said(where, "an init that fails", "init(key) -> a pytree of arrays"):
+                params = jax.eval_shape(partial(_params, stage, self.dtype), jax.random.key(0))
+            advice = f"With parameters of {_shown(params)} it says: "
+            with _said(where, _shown(came), "what its apply takes", advice):
                 gives = jax.eval_shape(stage.apply, params, came)
-            except Exception as error:
-                raise InvalidInput(
-                    where, _shown(came), "what its apply takes",
-                    f"With parameters of {_shown(params)} it says: {error}",
-                ) from error  # fmt: skip
             if {leaf.shape[:1] for leaf in jax.tree.leaves(gives)} != batch:
                 raise InvalidInput(
                     where, f"an output of {_shown(gives)}", "arrays with the leading axis of its input"
@@ -157,10 +156,14 @@ class Stages:
             return
         leaves, structure = jax.tree.flatten(self._passes[j])
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        error, limit = _inversion_error(stage, structure, shapes, self.dtype), np.finfo(self.dtype).eps ** 0.5
+        where, limit = f"stages[{j}] ({kind!r})", np.finfo(self.dtype).eps ** 0.5
+        with _said(
+            where, "declared reversible but its inverse fails", "inverse(params, outputs) -> inputs, or None"
+        ):
+            error = _inversion_error(stage, structure, shapes, self.dtype)
         if not error <= limit:  # NaN too
             raise InvalidInput(
-                f"stages[{j}] ({kind!r})",
+                where,
                 f"declared reversible but its inverse misses a random input by {error:.2g} of its size",
                 f"an error of at most {limit:.2g} in {self.dtype}",
                 "Correct the inverse, or leave it out: the stage then keeps its inputs.",
@@ -227,6 +230,15 @@ def _inversion_error(stage: Stage, structure: Any, shapes: tuple, dtype: np.dtyp
     params = jax.tree.map(lambda leaf, away: leaf + 0.01 * away, params, drawn(params))
     x = drawn(structure.unflatten(jax.ShapeDtypeStruct(*shape) for shape in shapes))
     return float(misses(params, x))
+
+
+@contextmanager
+def _said(name: str, value: Any, allowed: str, advice: str = "It says: ") -> Iterator[None]:
+    """What a user's function raises, as one clear message."""
+    try:
+        yield
+    except Exception as error:
+        raise InvalidInput(name, value, allowed, f"{advice}{error}") from error
 
 
 def _params(stage: Stage, dtype: np.dtype, key: jax.Array) -> PyTree:
@@ -380,7 +392,8 @@ def from_stages(
         workers_per_model=per_model,
     )
     scores = jax.eval_shape(stages.apply, jax.eval_shape(problem.start, jax.random.key(0)), batch["features"])
-    found = jax.eval_shape(loss, scores, batch["target"])
+    with _said("loss", "a function that fails", "loss(scores, labels) -> one number per batch"):
+        found = jax.eval_shape(loss, scores, batch["target"])
     if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
         raise InvalidInput("loss", f"a function returning {found}", "one number per batch, floating")
     return problem
@@ -392,6 +405,8 @@ def models_of(n: int, stages: int, workers_per_model: int | None) -> tuple[int, 
     Raises:
         InvalidInput: neither 1 nor the number of stages, or n is not a multiple of it.
     """
+    if stages < 2:
+        raise InvalidInput("stages", stages, "two or more", "A model in one piece needs no pipeline.")
     per_model = stages if workers_per_model is None else workers_per_model
     if check_int("problem.workers_per_model", per_model) not in (1, stages):
         raise InvalidInput(
@@ -406,5 +421,7 @@ def models_of(n: int, stages: int, workers_per_model: int | None) -> tuple[int, 
 
 
 def _named(pair: PyTree) -> dict[str, PyTree]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise InvalidInput("data", type(pair).__name__, "a pair (x, labels), or a list of such pairs")
     features, target = pair
     return {"features": features, "target": target}

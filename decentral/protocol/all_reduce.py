@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from decentral.protocol.collectives import Collective, check_collective, check_t
 from decentral.protocol.rounds import Crew, Events, Tables
 from decentral.timing import Cluster
 from decentral.topology import DirectedTopology, Topology
-from decentral.topology.graphs import check_integer, check_number
+from decentral.topology.graphs import check_flag, check_integer, check_number
 
 BATCHES = ("equal", "speed")
 
@@ -66,7 +67,7 @@ class AllReduce:
             again (m-synchronous SGD, backup workers): a ``work`` each, when they are stopped. None: all.
         overlap: share of the compute time that the all-reduce can hide under (it begins with the first layers whose
             gradients are there): a round takes compute + max(0, all-reduce - overlap x compute), with the compute time of
-            the slowest worker that counts, of its last micro-batch alone with ``accumulate``. About 2/3 where the backward
+            the slowest worker that counts, of its last micro-batch alone where it takes several. About 2/3 where the backward
             pass is twice the forward pass.
         batches: ``"equal"``: a gradient each; ``"speed"``: worker i takes :func:`shares` of them one after the other, by
             its relative speed, so that nobody waits long.
@@ -121,8 +122,7 @@ class AllReduce:
                 "1 with batches = 'speed'",
                 "Say how many by per_round.",
             )
-        if not isinstance(self.no_sync, bool):
-            raise InvalidInput("protocol.no_sync", self.no_sync, "true or false")
+        check_flag("protocol.no_sync", self.no_sync)
         if not self.no_sync and (self.first is not None or self.batches == "speed"):
             raise InvalidInput(
                 "protocol.no_sync", False, "true with first or batches = 'speed'",
@@ -173,8 +173,9 @@ class AllReduce:
         optimizer_ns = round(self.optimizer_s * 1e9)
         tables, ends, durations = Tables(), [], []
         stops = self.first is not None and self.first < crew.n
-        events = Events((WORK, STEP) if stops else (STEP,))
-        begin, part = crew.next_up(0, steps), 0
+        step = dataclasses.replace(STEP, messages=parts) if parts > 1 else STEP
+        events = Events((WORK, step) if stops else (step,))
+        begin, part, collectives_ns = crew.next_up(0, steps), 0, 0
         senders, seconds = [], []
         while begin < crew.horizon_ns:
             computed, who, took = crew.take(begin, steps)
@@ -191,7 +192,8 @@ class AllReduce:
                 senders.append(who[counts])
                 seconds.append(took[counts] / 1e9)
                 length = collective.ns(members)
-                last = took[counts][computed[counts].argmax()] if self.accumulate > 1 else meet - begin
+                collectives_ns += length
+                last = took[counts][computed[counts].argmax()] if steps.max() > 1 else meet - begin
                 hidden = round(min(float(length), self.overlap * last))
                 begin = crew.reachable(meet, members) + length - hidden
             else:
@@ -205,9 +207,9 @@ class AllReduce:
                     weights = np.full(len(sender), 1 / len(sender))
                     tables.append(np.full(len(sender), -1), sender, weights, np.concatenate(seconds))
                     ends.append(begin)
-                    durations.append(length + optimizer_ns)
-                senders, seconds, part = [], [], 0
+                    durations.append(collectives_ns + optimizer_ns)
+                senders, seconds, part, collectives_ns = [], [], 0, 0
             begin = crew.next_up(begin, steps)
         columns = (0, 0, np.arange(len(ends)))
-        events.add(STEP, np.array(ends, np.int64), columns, np.array(durations, np.float64))
+        events.add(step, np.array(ends, np.int64), columns, np.array(durations, np.float64))
         return events.trace(crew.n, seed, horizon_s, tables.groups())

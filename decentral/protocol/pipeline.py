@@ -36,6 +36,8 @@ from decentral.topology import DirectedTopology, Topology, neighbours
 from decentral.topology.graphs import check_choice, check_integer, check_number
 
 SCHEDULES = ("petra", "gpipe", "1f1b", "backprop")
+MOST_ON_THEIR_WAY = 1_000_000_000
+"""A larger window is none."""
 _NEVER = 1 << 62
 """More batches than there are."""
 
@@ -73,8 +75,8 @@ class Pipeline:
 
     Schedules:
 
-    * ``petra``: no flush. Stage 0 begins a batch when fewer than ``window`` are on their way. Without a window (``inf``)
-      it runs ahead of the others, and delays grow without bound.
+    * ``petra``: no flush. Stage 0 begins a batch when fewer than ``window`` are on their way. Without a window
+      (``"unlimited"``) it runs ahead of the others, and delays grow without bound.
     * ``gpipe``, ``1f1b``: a flush after ``micro_batches``: stage 0 begins no batch before all of the flush before have come
       back, so all passes of a batch see the same parameters, if these change once in a flush. In gpipe a stage begins
       to go backward when it has gone forward with all of them (the last stage, whose turn is one pass, need not wait,
@@ -89,8 +91,8 @@ class Pipeline:
 
     Args:
         schedule: a name of above.
-        window: of ``petra``: most batches on their way, at least 1, or ``inf``; 2 J - 1 by default, the least that keeps
-            equal stages in lock-step busy.
+        window: of ``petra``: most batches on their way, at least 1, or ``"unlimited"``; 2 J - 1 by default, the least that
+            keeps equal stages in lock-step busy.
         micro_batches: of ``gpipe`` and ``1f1b``: batches in a flush; an algorithm has to update once for so many.
         forward: multiple of the compute time that a forward pass takes.
         backward: of a backward pass.
@@ -114,7 +116,7 @@ class Pipeline:
     """
 
     schedule: str = "petra"
-    window: float | None = None
+    window: int | str | None = None
     micro_batches: int | None = None
     forward: float = 1.0
     backward: float = 2.0
@@ -129,17 +131,17 @@ class Pipeline:
         if self.window is not None:
             if not petra:
                 raise InvalidInput("protocol.window", self.window, f"nothing in {self.schedule}")
-            if self.window != math.inf:
-                whole = isinstance(self.window, float) and self.window.is_integer()
-                window = int(self.window) if whole else self.window
-                object.__setattr__(self, "window", check_integer("protocol.window", window, 1))
+            if isinstance(self.window, str):
+                check_choice("protocol.window", self.window, ("unlimited",))
+            else:
+                check_integer("protocol.window", self.window, 1, MOST_ON_THEIR_WAY)
         if flushes:
             check_integer("protocol.micro_batches", self.micro_batches, 1)
         elif self.micro_batches is not None:
             raise InvalidInput("protocol.micro_batches", self.micro_batches, f"nothing in {self.schedule}")
         for name in ("forward", "backward", "turn"):
             value = getattr(self, name)
-            if value is not None:
+            if name != "turn" or value is not None:
                 check_number(f"protocol.{name}", value, 0, math.inf, above=True)
         if self.reconstruct is not None:
             check_number("protocol.reconstruct", self.reconstruct, 0, math.inf)
@@ -165,7 +167,9 @@ class Pipeline:
             return stages if self.schedule == "1f1b" else self.micro_batches
         if self.schedule == "backprop":
             return 1
-        return 2 * stages - 1 if self.window is None else int(min(self.window, _NEVER))
+        if self.window == "unlimited":
+            return _NEVER
+        return 2 * stages - 1 if self.window is None else int(self.window)
 
     def batches_per_unit(self, stages: int) -> float:
         """Batches of a pipeline in a compute time, in the long run: equal stages, constant times, instant messages.

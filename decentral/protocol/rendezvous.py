@@ -48,7 +48,7 @@ from decentral.timing import Cluster, Purpose
 from decentral.timing.faults import separated
 from decentral.timing.tapes import _uniform, philox
 from decentral.topology import Topology
-from decentral.topology.graphs import check_number
+from decentral.topology.graphs import check_flag, check_number
 
 COUNTS = ("poisson", "fixed")
 PAIRINGS = ("first_come", "round_robin")
@@ -132,8 +132,7 @@ class Rendezvous:
             value = getattr(self, name)
             if value not in allowed:
                 raise InvalidInput(f"protocol.{name}", value, "a known kind", suggest(str(value), allowed))
-        if not isinstance(self.wait, bool):
-            raise InvalidInput("protocol.wait", self.wait, "true or false")
+        check_flag("protocol.wait", self.wait)
 
     def _owed(self, demand: Demand) -> float:
         return demand.exchanges_per_s if self.exchanges_per_gradient is None else self.exchanges_per_gradient

@@ -33,7 +33,7 @@ from decentral.timing import Cluster, Purpose, jitter_factor, lost, separated
 from decentral.timing.compute import LONGEST_NS, check_draws, to_ns
 from decentral.timing.tapes import uniform_runs
 from decentral.topology import SCHEDULES, DirectedTopology, Schedule, Topology, neighbours
-from decentral.topology.graphs import check_integer, check_number
+from decentral.topology.graphs import check_flag, check_integer, check_number
 
 NEVER = LONGEST_NS
 ON_GRAPH = ("metropolis", "uniform_neighbours", "laplacian", "push_sum", "matchings", "matcha")
@@ -542,8 +542,7 @@ class Rounds:
         if self.barrier not in ("global", "neighbours"):
             allowed = suggest(str(self.barrier), ("global", "neighbours"))
             raise InvalidInput("protocol.barrier", self.barrier, "a known barrier", allowed)
-        if not isinstance(self.overlap, bool):
-            raise InvalidInput("protocol.overlap", self.overlap, "true or false")
+        check_flag("protocol.overlap", self.overlap)
         if self.overlap and self.barrier != "global":
             raise InvalidInput("protocol.overlap", True, "false with barrier = 'neighbours'")
         check_collective("protocol.collective", self.collective)

@@ -33,6 +33,12 @@ def check_integer(name: str, value: Any, minimum: int, maximum: float = math.inf
     return int(value)
 
 
+def check_flag(name: str, value: Any) -> None:
+    """True or false, and nothing that counts as one of them."""
+    if not isinstance(value, bool):
+        raise InvalidInput(name, value, "true or false")
+
+
 def check_number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
     """``value`` as a float, or InvalidInput if not a finite number in [low, high] (above: in (low, high])."""
     real = issubclass(type(value), numbers.Real) and not isinstance(value, bool)
