@@ -264,8 +264,9 @@ def _functions(bench: _Bench) -> dict[str, Callable]:
 
     def passes(algorithm, state, gradient, key):
         """A batch goes up and comes down."""
-        stages, count = bench.problem.stages, jnp.uint32(0)
-        token, labels = bench.problem.batch(bench.problem.shards, jnp.int32(0), key, count)
+        problem: Any = bench.problem  # made of stages
+        stages, count = problem.stages, jnp.uint32(0)
+        token, labels = problem.batch(problem.shards, jnp.int32(0), key, count)
         samples, below = token, []
         for j in range(len(stages) - 1):
             kind, index = stages.place(j)

@@ -86,8 +86,8 @@ class PETRA(Algorithm):
     """
 
     optimizer: Any = dataclasses.field(default_factory=Optimizer)
-    accumulate: int = static(1)
-    variant: str = static("petra")
+    accumulate: int = static(default=1)
+    variant: str = static(default="petra")
 
     def __post_init__(self) -> None:
         check_int("algorithm.accumulate", self.accumulate)
@@ -157,11 +157,11 @@ class PETRA(Algorithm):
 
     def _update(self, state: StageState, slope, count) -> StageState:
         if self.accumulate == 1:
-            return StageState(*self.optimizer.descend(state.x, slope, state.optimizer), None)
+            x, optimizer = self.optimizer.descend(state.x, slope, state.optimizer)
+            return StageState(x, optimizer, None)
         total = jax.tree.map(lambda sum_, new: sum_ + new / self.accumulate, state.total, slope)
-        stepped = StageState(
-            *self.optimizer.descend(state.x, total, state.optimizer), jax.tree.map(jnp.zeros_like, total)
-        )
+        x, optimizer = self.optimizer.descend(state.x, total, state.optimizer)
+        stepped = StageState(x, optimizer, jax.tree.map(jnp.zeros_like, total))
         return choose(
             (count + 1) % self.accumulate == 0, stepped, StageState(state.x, state.optimizer, total)
         )

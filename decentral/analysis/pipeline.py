@@ -219,7 +219,12 @@ def pipeline_table(trace: Trace, k: int | None = None, samples_per_batch: int | 
     Raises:
         InvalidInput: no trace of a pipeline; ``k`` is no positive integer.
     """
-    shape, late, flying, share = shape_of(trace), delays(trace, 1 if k is None else k), in_flight(trace), busy(trace)
+    shape, late, flying, share = (
+        shape_of(trace),
+        delays(trace, 1 if k is None else k),
+        in_flight(trace),
+        busy(trace),
+    )
     steady = late.steady()
     seconds = np.bincount(late.worker, late.seconds, trace.n_workers).reshape(shape)
     count = np.maximum(np.bincount(late.worker, minlength=trace.n_workers).reshape(shape), 1)

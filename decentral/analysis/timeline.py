@@ -717,7 +717,7 @@ def trace_table(traces: Mapping[str, Trace]) -> str:
                     spreads[f"{name}, {what}"] = _row(values)
             lines.append(f"{name}: {_fate(trace, done.messages)}\n")
         if reading.pipeline_rows("turn").size:
-            stages.append("\n" + _first_column(pipeline_table(trace), name))
+            stages.append(f"\n{name}\n{pipeline_table(trace)}")
     text = _first_column(comparison_table(rows), "trace")
     if spreads:
         text += "\n" + _first_column(comparison_table(spreads), "over the run") + "\n" + "".join(lines)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from decentral.algorithm import Algorithm
 from decentral.engine.instructions import Actor, Local, Pair
-from decentral.problem import Problem
+from decentral.problem import Problem, StagedProblem
 
 
 class Shapes(NamedTuple):
@@ -49,7 +49,7 @@ def slot_shapes(problem: Problem, algorithm: Algorithm, shapes: Shapes) -> dict[
         "message": shapes.message,
         "pair": Pair(shapes.message, shapes.message),
     }
-    if problem.stages is None or not isinstance(shapes.state, dict):
+    if not isinstance(problem, StagedProblem) or not isinstance(shapes.state, dict):
         return elements
     key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.uint32)
     shard = jax.ShapeDtypeStruct((), jnp.int32)

@@ -493,10 +493,9 @@ class Simulation:
         }
         if self.networks[0] is not None:
             network = self.networks[0]
-            constants["assumed_per_worker_and_s"] = {
-                "gradient": network.gradients_per_s,
-                "exchange": network.exchanges_per_s,
-            }
+            constants["assumed_per_worker_and_s"] = {"gradient": network.gradients_per_s}
+            if self.holder != "stage":  # there the protocol counts passes between exchanges
+                constants["assumed_per_worker_and_s"]["exchange"] = network.exchanges_per_s
         if self.plan is not None:
             constants["rows"] = {
                 "count": self.plan.n_rows,
@@ -532,11 +531,17 @@ class Simulation:
         n, values = self.models, {"sigma_squared": [], "zeta_squared": []}
         for index, (problem, algorithm) in enumerate(zip(self.problems, self.algorithms, strict=True)):
             own = jax.tree.map(lambda leaf, i=index: leaf[i * n : (i + 1) * n], states)
-            mean = jax.tree.map(lambda leaf: jnp.asarray(leaf.mean(0)), jax.vmap(algorithm.estimate)(own))
-            values["sigma_squared"].append(
-                float(gradient_noise(problem, mean, jax.random.key(self.trace.replicas[index].seed or 0)))
-            )
-            values["zeta_squared"].append(float(heterogeneity(problem, mean)))
+            mean = jax.tree.map(lambda leaf: leaf.mean(0), jax.device_get(jax.vmap(algorithm.estimate)(own)))
+            seed = self.trace.replicas[index].seed or 0
+            # Algorithms of one run start at one point, where this may cost as much as a part of the run.
+            where = seed, hash(tuple(leaf.tobytes() for leaf in jax.tree.leaves(mean)))
+            known = vars(problem).setdefault("_spreads", {})
+            if where not in known:
+                mean = jax.tree.map(jnp.asarray, mean)
+                noise = gradient_noise(problem, mean, jax.random.key(seed))
+                known[where] = float(noise), float(heterogeneity(problem, mean))
+            for name, value in zip(values, known[where], strict=True):
+                values[name].append(value)
         return values
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def logistic(
 
 def _arrays(n: int, m: int, d: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     width = check_dtype(dtype).itemsize
-    check_int("problem.n", n), check_int("problem.samples_per_worker", m), check_int("problem.d", d)
+    for name, value in (("n", n), ("samples_per_worker", m), ("d", d)):
+        check_int(f"problem.{name}", value)
     check_memory("problem.n", n, 2 * n * m * (d + 1) * width, "Take fewer workers or samples, or float32.")
     return np.empty((n, m, d), dtype), np.empty((n, m), dtype)
 

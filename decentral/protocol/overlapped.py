@@ -56,7 +56,7 @@ def _compute(begin_ns, until_ns, group, horizon_ns, start, ns, crash_ns, drawn, 
 
 @dataclass(frozen=True)
 class Overlapped:
-    r"""Accumulate while you communicate: the timing of ACCO, DPU and WP. Nobody is ever idle.
+    r"""Accumulate while you communicate: the timing of ACCO, DPU and WP. After a warm-up nobody is idle.
 
     There is one copy of the parameters. A worker computes groups of micro-batches one after the other. After each group it
     looks whether its last collective has ended. If so it takes the new parameters, posts the sum of the gradients that it
