@@ -12,6 +12,8 @@ CHECKED := decentral tests benchmarks paper_figures
 # NumPy's BLAS threads beside XLA's get in each other's way; what loads NumPy before the tests' own setting needs it here.
 export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
+# Most of the fast suite's time is compiling. The slow suite compiles as users do.
+QUICK_TO_COMPILE := $(XLA_FLAGS) --xla_backend_optimization_level=0
 # Without .pyc files every import of JAX costs a second more.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -40,7 +42,7 @@ figures: $(VENV)/.installed-test ## run the papers' experiments that are missing
 	$(BIN)/decentral figures $(FIGURES_ARGS)
 
 test: $(VENV)/.installed-test ## the test suite, without the slow tests
-	$(PYTEST) -m "not slow" --numprocesses 2 $(PYTEST_ARGS)
+	XLA_FLAGS="$(QUICK_TO_COMPILE)" $(PYTEST) -m "not slow" --numprocesses 2 $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-test ## the slow tests, and only those
 	$(PYTEST) -m slow --verbose --durations=10 $(PYTEST_ARGS)

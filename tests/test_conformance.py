@@ -88,7 +88,7 @@ def test_every_shipped_algorithm_is_in_the_battery():
     assert {kind: type(instance) for kind, instance in INSTANCES.items()} == ALGORITHMS
 
 
-@pytest.mark.parametrize("kind", mostly_slow(ALGORITHMS, ("a2cid2", "adpsgd", "dpsgd", "acco")))
+@pytest.mark.parametrize("kind", mostly_slow(ALGORITHMS, ("adpsgd", "dpsgd", "acco")))
 def test_battery(kind):
     check_algorithm(INSTANCES[kind])
 

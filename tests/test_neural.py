@@ -292,7 +292,7 @@ def gradients_only(n, each, seed):
     )
 
 
-@pytest.mark.parametrize("executor", ["rows", "eager"])
+@pytest.mark.parametrize("executor", ["rows", pytest.param("eager", marks=pytest.mark.slow)])
 def test_a_run_goes_through_the_samples_epoch_by_epoch(executor):
     """After each epoch a worker's sum of gradients is the sum of all samples; on the way workers and seeds differ."""
     n, m = 4, 6

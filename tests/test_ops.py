@@ -103,7 +103,8 @@ def test_rows_are_events_one_by_one(copies):
         assert each == final(alone, "eager").size
 
 
-@settings(max_examples=4, deadline=None, phases=NO_SHRINKING)
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, phases=NO_SHRINKING)
 @given(
     st.lists(
         traces(("pull", "evaluate", "push", "abandon", "step", "submit", "work")), min_size=1, max_size=2

@@ -312,7 +312,7 @@ def test_what_does_not_fit_together():
     trace = timeline(small(4), Pipeline(), Gradients(4))
     wider = problem.reversible_mlp(4, stages=4, hidden=8, batch_size=8)
     for other in (wider, problem.reversible_mlp(4, stages=2, hidden=4, workers_per_model=2)):
-        with pytest.raises(InvalidInput, match="trace: got .a trace of forward:stem"):
+        with pytest.raises(InvalidInput, match=r"trace: got .a trace of forward:stem"):
             replay(trace, other, algorithm)
     with pytest.raises(InvalidInput, match="algorithm: got 'Gossip'"):
         replay(trace, small(4), decentral.Gossip(optimizer=SGD))

@@ -13,7 +13,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("name", sorted(recorded.load(metafunc.config.getoption("--recorded-dir"))))
 
 
-@pytest.mark.parametrize("executor", ["rows", "eager"])
+@pytest.mark.parametrize("executor", ["rows", pytest.param("eager", marks=pytest.mark.slow)])
 def test_every_stored_state_is_reached(name, executor, recorded_dir):
     run, data = recorded.load(recorded_dir)[name], recorded.arrays(recorded_dir, name)
     result, references = recorded.replay(run, data, executor)

@@ -150,7 +150,7 @@ def test_the_recorded_block_forward_inverse_and_gradient():
 
 @pytest.mark.parametrize("blocks", [8, 32])
 def test_a_tanh_network_of_unit_gain_is_reconstructed_in_float32(blocks):
-    """P8: 3e-7 after 8 blocks, 2e-6 after 32 were measured with other draws."""
+    """P8, of the largest input: 3e-7 after 8 blocks, 2e-6 after 32 were measured with other draws."""
     block = tanh_block(32, initialisation="lecun_normal")
     params = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32), jax.vmap(block.init)(jax.random.split(KEY, blocks))
@@ -163,8 +163,8 @@ def test_a_tanh_network_of_unit_gain_is_reconstructed_in_float32(blocks):
         y = jax.lax.scan(lambda x, p: (block.apply(p, x), None), x, params)[0]
         return jax.lax.scan(lambda y, p: (block.inverse(p, y), None), y, params, reverse=True)[0]
 
-    error = max(float(jnp.abs(u - v).max()) for u, v in zip(back(params, x), x, strict=True))
-    assert 0 < error < 1e-5
+    error = jnp.stack([jnp.abs(u - v).max() for u, v in zip(back(params, x), x, strict=True)]).max()
+    assert 0 < error / jnp.abs(jnp.stack(x)).max() < 1e-5
 
 
 def test_the_whole_model_is_its_stages_one_after_the_other():

@@ -223,6 +223,7 @@ def test_every_point_diverges(tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_values_that_are_no_numbers_run_one_after_another():
     """Local steps are part of the program, and move the rounds: other events."""
     local = {"kind": "local_sgd", "optimizer": {"learning_rate": 0.1}, "protocol": {"kind": "rounds"}}
@@ -387,6 +388,7 @@ def test_a_damaged_record_of_tuning(whole, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*of those tried")
+@pytest.mark.slow
 def test_tuning_on_held_out_samples_is_warned_of(tmp_path):
     """Those that decide would be those reported."""
     source = tables(None, tune={"algorithm": rates(0.1, 0.2), "metric": "test_accuracy", "seeds": 1})
