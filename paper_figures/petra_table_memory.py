@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 
+from decentral.analysis import memory_tables
 from decentral.analysis import pipeline as says
 from decentral.analysis.claims import Claim
 from decentral.engine.trace import StageShape
@@ -25,9 +26,8 @@ EXACT = {50: (44.45, 43.58, 21.20, 20.33), 18: (4.94, None, None, 2.17)}
 
 def gigabytes(depth: int, kept: tuple[bool, bool]) -> float:
     inputs, parameters = kept
-    return (
-        says.buffered_bytes(says.revnet(depth), BATCH, keep_inputs=inputs, keep_parameters=parameters) / 1e9
-    )
+    sizes = memory_tables.revnet_sizes(depth)
+    return memory_tables.buffered_bytes(sizes, BATCH, keep_inputs=inputs, keep_parameters=parameters) / 1e9
 
 
 def saved(depth: int, kept: tuple[bool, bool]) -> float:
@@ -38,7 +38,7 @@ def saved(depth: int, kept: tuple[bool, bool]) -> float:
 @cache
 def of_stages(depth: int) -> dict[str, np.ndarray]:
     """GB at each stage with batches in flight as a lock-step timeline has them: what -> ``(stages,)``."""
-    sizes = says.revnet(depth)
+    sizes = memory_tables.revnet_sizes(depth)
     protocol, stages = Pipeline(backward=1.0, reconstruct=0.0, turn=1.0), len(sizes)
     shapes = [
         StageShape(f"{j}", f"{j}" if j else "", f"{j + 1}" if j < stages - 1 else "") for j in range(stages)
@@ -55,7 +55,7 @@ def of_stages(depth: int) -> dict[str, np.ndarray]:
 
 def queued(depth: int) -> float:
     """GB of inputs that wait in stages that are not reversible, without the batch that is being worked on."""
-    sizes = says.revnet(depth)
+    sizes = memory_tables.revnet_sizes(depth)
     waits = (2 * (len(sizes) - 1 - j) * size.inputs for j, size in enumerate(sizes) if not size.reversible)
     return 4e-9 * BATCH * sum(waits)
 

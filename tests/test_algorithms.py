@@ -400,6 +400,7 @@ class Unknown:
         (lambda: A2CiD2(order="sed"), "algorithm.order: got 'sed'.*Did you mean 'sde'"),
         (lambda: Optimizer("sgdd"), "optimizer.kind: got 'sgdd'.*Did you mean 'sgd'"),
         (lambda: Optimizer("apply_updates"), "optimizer.kind: got 'apply_updates'"),
+        (lambda: Optimizer("lbfgs"), "optimizer.kind: got 'lbfgs'"),
         (lambda: Optimizer("sgd", momentun=0.9), "optimizer.momentun: got 0.9.*Did you mean 'momentum'"),
         (lambda: Optimizer("sgd", learning_rate=-1.0), "optimizer.learning_rate: got -1.0"),
         (lambda: Optimizer("sgd", learning_rate=float("nan")), "optimizer.learning_rate: got nan"),

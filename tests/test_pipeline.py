@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decentral import InvalidInput
+from decentral.analysis import memory_tables
 from decentral.analysis import pipeline as says
 from decentral.analysis.gantt import plot_gantt
 from decentral.analysis.timeline import bytes_per_link, staleness, utilisation, write_perfetto
@@ -433,8 +434,8 @@ def test_the_topology_of_pipelines():
 
 def test_table_3_of_the_paper():
     gigabytes = {
-        (depth, inputs, parameters): says.buffered_bytes(
-            says.revnet(depth), keep_inputs=inputs, keep_parameters=parameters
+        (depth, inputs, parameters): memory_tables.buffered_bytes(
+            memory_tables.revnet_sizes(depth), keep_inputs=inputs, keep_parameters=parameters
         )
         / 1e9
         for depth in (18, 50)
@@ -446,14 +447,18 @@ def test_table_3_of_the_paper():
     assert fifty.round(2).tolist() == [44.45, 43.58, 21.20, 20.33]
     assert (100 * (1 - fifty / fifty[0])).round(2).tolist() == [0, 1.97, 52.30, 54.27]
     assert [round(gigabytes[18, *key], 2) for key in (kept[0], kept[3])] == [4.94, 2.17]
-    millions = [sum(size.parameters for size in says.revnet(depth)) / 1e6 for depth in (18, 34, 50)]
+    millions = [
+        sum(size.parameters for size in memory_tables.revnet_sizes(depth)) / 1e6 for depth in (18, 34, 50)
+    ]
     assert np.round(millions, 1).tolist() == [12.2, 22.3, 30.4]
     fifo = sum(
-        64 * 4 * 2 * (17 - j) * size.inputs for j, size in enumerate(says.revnet(50)) if not size.reversible
+        64 * 4 * 2 * (17 - j) * size.inputs
+        for j, size in enumerate(memory_tables.revnet_sizes(50))
+        if not size.reversible
     )
     assert fifo / 1e9 == pytest.approx(18.3, abs=0.05)
     with pytest.raises(InvalidInput, match="depth"):
-        says.revnet(20)
+        memory_tables.revnet_sizes(20)
 
 
 def test_memory_read_off_a_trace_is_the_formulas():

@@ -236,12 +236,15 @@ def test_shapes_that_do_not_chain():
 def test_stage_lists_that_are_no_pipeline():
     x = jax.ShapeDtypeStruct((8, 4), np.float32)
     kinds = {"in": dense(4, 4), "pair": Stage(lambda key: {}, lambda p, x: (x, x)), "out": dense(4, 2)}
+    kinds |= {"number": 3, "fails": Stage(lambda key: 1 / 0, lambda p, x: x)}
     for order, said in (
         (("in",), "two or more"),
         (("in", "on", "out"), "'on'"),
         (("in", "in", "out"), r"stages\[1\] \('in'\).*a kind of its own for the first stage"),
         (("in", "out", "in"), r"stages\[2\] \('in'\)"),
         (("in", "pair"), r"stages\[1\] \('pair'\).*scores"),
+        (("in", "number"), r"kinds\['number'\]: got 3"),
+        (("fails", "out"), r"stages\[0\] \('fails'\): got 'an init that fails'.*division"),
     ):
         with pytest.raises(InvalidInput, match=said):
             Stages(kinds, order, x)
@@ -259,6 +262,7 @@ def no_branch(p, y):
         Stage(lambda key: {}, lambda p, x: jax.nn.relu(x), lambda p, y: y),
         Stage(lambda key: {}, lambda p, x: x, lambda p, y: y * jnp.nan),
         Stage(lambda key: {}, lambda p, x: x, lambda p, y: (y, y)),
+        Stage(lambda key: {}, lambda p, x: x, lambda y: y),
     ],
 )
 def test_a_block_declared_reversible_that_is_not(block):

@@ -309,12 +309,14 @@ def given_optimizer(value: Any) -> Optimizer:
 
 
 def _names() -> list[str]:
-    """Functions of optax that make an optimizer: those that take a learning rate."""
+    """Functions of optax that make an optimizer: those that take a learning rate, and search no line with other values."""
     functions = ((name, getattr(optax, name)) for name in dir(optax) if not name.startswith("_"))
     return [
         name
         for name, function in functions
-        if inspect.isfunction(function) and "learning_rate" in inspect.signature(function).parameters
+        if inspect.isfunction(function)
+        and "learning_rate" in inspect.signature(function).parameters
+        and name != "lbfgs"
     ]
 
 

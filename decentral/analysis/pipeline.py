@@ -6,7 +6,6 @@ Everything measured has the shape (pipelines, stages): worker d J + j holds stag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -319,7 +318,11 @@ def petra_over_pipeline(
 
     (m + p - 1) / m (t_f + t_b) / (t_f + t_b + t_rec), below 1 where m > (p - 1) (t_f + t_b) / t_rec. Against a schedule
     without a bubble it is always below 1.
+
+    Raises:
+        InvalidInput: no micro-batches.
     """
+    check_integer("micro_batches", micro_batches, 1)
     waiting = 1.0 if zero_bubble else (micro_batches + stages - 1) / micro_batches
     return waiting * (forward + backward) / (forward + backward + reconstruct)
 
@@ -354,8 +357,12 @@ def method_costs(
         graph: what a pass remembers to go backward, in units of the stage's input (the paper's FG).
         as_code: reversible methods with the FLOPs of the authors' code, which inverts and then goes forward again for the
             gradient: 5 J instead of the paper's 4 J.
+
+    Raises:
+        InvalidInput: ``k`` below 1, or no such stage.
     """
-    late, again = 2 * (stages - stage), 5 if as_code else 4
+    check_integer("k", k, 1)
+    late, again = 2 * (stages - check_integer("stage", stage, 1, stages)), 5 if as_code else 4
     return {
         "backprop": Costs(graph, 1, 1, 3 * stages, 3 * stages),
         "reversible backprop": Costs(0, 1, 4, again * stages, again * stages),
@@ -363,78 +370,3 @@ def method_costs(
         "delayed gradients, checkpoints": Costs(late, 1, 1, 4 * stages, 3),
         "petra": Costs(0, 1, 4, again * stages, again - 1),
     }
-
-
-class StageSize(NamedTuple):
-    """One stage of a network, in numbers.
-
-    Attributes:
-        parameters: of the stage.
-        statistics: running means and variances of its batch norms.
-        inputs: of one sample: one stream of a reversible stage, both of one that changes the shape.
-        reversible: False where the inputs have to be remembered (the stem's are the samples, which are not).
-    """
-
-    parameters: int
-    statistics: int
-    inputs: int
-    reversible: bool
-
-
-def revnet(depth: int) -> list[StageSize]:
-    """The stages of RevNet18, 34 and 50 on ImageNet as in the authors' code (read): stem, residual blocks, head.
-
-    Two streams of a ResNet's channels, one residual function for each block. Where it changes the shape, a block of two
-    convolutions (18, 34) projects one stream, and a bottleneck (50) both. RevNet18: 12.2 M parameters, 34: 22.3, 50: 30.4.
-
-    Raises:
-        InvalidInput: another depth.
-    """
-    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-    if depth not in blocks:
-        raise InvalidInput("depth", depth, "18, 34 or 50")
-    norm = 2  # of a channel: scale and shift, or mean and variance
-    sizes = [StageSize(3 * 128 * 49 + 128 * norm, 128 * norm, 3 * 224 * 224, True)]
-    channels, side = 64, 56
-    for group, count in enumerate(blocks[depth]):
-        hidden = 64 << group
-        out = 4 * hidden if depth == 50 else hidden
-        for _ in range(count):
-            changes = channels != out
-            if depth == 50:
-                weights, norms = channels * hidden + 9 * hidden * hidden + hidden * out, 2 * hidden + out
-            else:
-                weights, norms = 9 * channels * out + 9 * out * out, 2 * out
-            projections = changes * (2 if depth == 50 else 1)
-            weights, norms = weights + projections * channels * out, norms + projections * out
-            inputs = (1 + changes) * channels * side * side
-            sizes.append(StageSize(weights + norm * norms, norm * norms, inputs, not changes))
-            side = side // 2 if changes and group else side
-            channels = out
-    sizes.append(StageSize(2 * channels * 1000 + 1000, 0, channels * side * side, True))
-    return sizes
-
-
-def buffered_bytes(
-    sizes: Sequence[StageSize],
-    batch: int = 64,
-    k: int = 1,
-    keep_inputs: bool = False,
-    keep_parameters: bool = False,
-) -> float:
-    """Bytes of all stages by the formula of the authors' code (read), 4 to a number: table 3 of the PETRA paper.
-
-    Each stage: parameters, statistics and a batch of inputs; 2 (J - j) batches of inputs more where they are kept or the
-    stage is not reversible; and ceil(2 (J - j) / k) copies of the parameters where these are kept. RevNet50, batch 64,
-    k = 1: 44.45 GB with both, 43.58 inputs alone, 21.20 parameters alone, 20.33 none (PETRA); RevNet18: 4.94 and 2.17.
-
-    It is no measurement. It counts one of a reversible stage's two streams, further batches of images only where inputs are
-    kept, no optimizer, and nothing that is remembered inside a stage.
-    """
-    numbers = 0
-    for j, size in enumerate(sizes):
-        late, inputs = 2 * (len(sizes) - 1 - j), batch * size.inputs
-        numbers += size.parameters + size.statistics + inputs
-        numbers += late * inputs * (keep_inputs or not size.reversible)
-        numbers += math.ceil(late / k) * size.parameters * keep_parameters
-    return 4.0 * numbers

@@ -275,6 +275,9 @@ def revnet(  # noqa: D417  what is said once is not said again
         workers_per_model, batch_size: as of ``reversible_mlp``.
         partition, alpha, test_fraction, sampling, initialisation, initial, seed, dtype: as of ``networks.mlp``.
     """
+    for name, numbers in (("widths", widths), ("blocks", blocks)):
+        if not isinstance(numbers, tuple | list):
+            raise InvalidInput(f"problem.{name}", numbers, "a list of whole numbers, one for each group")
     widths = tuple(check_int("problem.widths", width) for width in widths)
     if not widths or len(blocks) != len(widths):
         raise InvalidInput("problem.blocks", blocks, f"a number for each of the {len(widths)} widths")

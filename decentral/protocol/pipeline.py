@@ -98,8 +98,8 @@ class Pipeline:
         backward: of a backward pass.
         reconstruct: what every backward pass but the last stage's takes more, to make its input again; by default
             ``forward`` in ``petra`` and 0 elsewhere. Stages that are not reversible take it too: they compute again what
-            they did not keep; delayed gradients that keep all need none: set 0 for them. PETRA's code does two more forwards (5 J FLOPs in units of a forward pass, where the paper
-            counts 4 J): ``reconstruct = 2 forward``.
+            they did not keep; delayed gradients that keep all need none: set 0 for them. PETRA's code does two more
+            forwards (5 J FLOPs in units of a forward pass, where the paper counts 4 J): ``reconstruct = 2 forward``.
         turn: of the last stage's two passes together; ``forward + backward`` by default.
         streams: 2: a stage does a forward and a backward pass at the same time; 1: one after the other, forward first
             where both are ready (the window bounds how far that runs ahead; with backward first, stages above wait for
