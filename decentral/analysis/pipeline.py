@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput
-from decentral.topology.graphs import check_integer
+from decentral.topology.graphs import check_integer, check_number
 
 # -- read off a trace ----------------------------------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ def petra_over_pipeline(
     Raises:
         InvalidInput: no micro-batches.
     """
-    check_integer("micro_batches", micro_batches, 1)
+    check_number("micro_batches", micro_batches, 0, math.inf, above=True)
     waiting = 1.0 if zero_bubble else (micro_batches + stages - 1) / micro_batches
     return waiting * (forward + backward) / (forward + backward + reconstruct)
 
