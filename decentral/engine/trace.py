@@ -739,11 +739,9 @@ def merge(traces: Sequence[Trace]) -> Trace:
     first = traces[0]
     for trace in traces:
         if (trace.n_workers, trace.ops, trace.banks) != (first.n_workers, first.ops, first.banks):
-            raise InvalidInput(
-                "traces",
-                f"{trace.n_workers} and {first.n_workers} workers",
-                "replicas of one size and instruction set",
-            )
+            sizes = f"{trace.n_workers} and {first.n_workers} workers"
+            got = sizes if trace.n_workers != first.n_workers else f"{trace.ops} and {first.ops}"
+            raise InvalidInput("traces", got, "replicas of one size and instruction set")
     time_s = np.concatenate([trace.time_s for trace in traces])
     one_horizon = len({trace.horizon_s for trace in traces}) == 1
     order = np.argsort(time_s if one_horizon else np.concatenate([t.progress for t in traces]), kind="stable")

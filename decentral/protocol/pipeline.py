@@ -83,8 +83,9 @@ class Pipeline:
       which changes nothing of when a flush ends). In 1f1b stage j has at most J - j batches.
     * ``backprop``: one batch at a time, i.e. model parallelism without a pipeline.
 
-    A message takes latency + bytes x ns_per_byte x jitter, and waits for its link and for network cards, first come first
-    served, where bandwidth is finite: the ``token_bytes`` of the demand, or ``message_bytes`` each where it has none.
+    A forward pass counts its message at its start. A message takes latency + bytes x ns_per_byte x jitter, and waits for
+    its link and for network cards, first come first served, where bandwidth is finite: the ``token_bytes`` of the demand,
+    or ``message_bytes`` each where it has none.
 
     Gossip: a stage meets the same stage of other pipelines, where the topology joins the two workers. Exchanges are
     *atomic*, at the end of a pass, and take no time; the sum of what the algorithm conserves is conserved.
