@@ -266,6 +266,27 @@ class TestPlots:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert [entry.name for entry in tmp_path.iterdir()] == ["overview.png"]
 
+    def test_one_copy_is_shown_against_samples_and_updates_instead_of_its_consensus(self, tmp_path):
+        data = results()
+        for number, metrics in enumerate(data.values()):
+            metrics |= {"consensus_distance": np.zeros((3, 40)), "samples": 8 * metrics["gradients"]}
+            metrics |= {"updates": metrics["gradients"] // (1 + number)}
+        svg = plot_overview(data, tmp_path / "one.svg").read_text()
+        assert [word in svg for word in ("samples", "updates", "Consensus", "worst")] == [
+            True,
+            True,
+            False,
+            False,
+        ]
+        data["gossip"]["consensus_distance"][0, -1] = 1e-9  # one of them has copies
+        svg = plot_overview(data, tmp_path / "copies.svg").read_text()
+        assert [word in svg for word in ("samples", "updates", "Consensus", "worst")] == [
+            False,
+            False,
+            True,
+            True,
+        ]
+
     @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
     def test_same_bytes_in_another_process(self, tmp_path, kind):
         plot_overview(results(), tmp_path / f"here.{kind}")

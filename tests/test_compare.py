@@ -343,14 +343,16 @@ def test_hours(tmp_path):
 
 def test_samples_updates_and_seconds_are_shown_where_an_update_is_not_a_gradient(tmp_path):
     """Equal samples are then not equal updates. Where each gradient is an update they say nothing new."""
-    counts = {"samples": 72.0, "updates": 9.0, "time_s": 4.0}
+    counts, copies = {"samples": 72.0, "updates": 9.0, "time_s": 4.0}, ("consensus_distance", "exchanges")
     tables = {}
     for updates in (9.0, 3.0):
         path = folder(tmp_path / f"{updates}", {"a": SEEDS, "b": SEEDS + 1})
         summary, arrays = json.loads((path / "summary.json").read_text()), dict(np.load(path / "metrics.npz"))
         for name, own in (("a", counts), ("b", counts | {"updates": updates})):
             arrays |= {f"{name}/{axis}": np.full((4, 2), value) for axis, value in own.items()}
+            arrays |= {f"{name}/{metric}": np.full((4, 2), updates - 9) for metric in copies}
             said = {axis: {"mean": value, "half_width": 0.0} for axis, value in own.items()}
+            said |= {metric: {"mean": updates - 9, "half_width": 0.0} for metric in copies}
             summary["algorithms"][name]["final"] |= said
         (path / "summary.json").write_text(json.dumps(summary))
         np.savez(path / "metrics.npz", **arrays)
@@ -358,3 +360,6 @@ def test_samples_updates_and_seconds_are_shown_where_an_update_is_not_a_gradient
     headings = ("samples", "updates", "seconds")
     assert not any(word in tables[9.0][0].split() for word in headings)
     assert all(word in tables[3.0][0].split() for word in headings)
+    # Where no worker's copy ever differs from another's, nor do these say anything.
+    for word in ("consensus²", "exchanges"):
+        assert [word in tables[updates][0].split() for updates in (9.0, 3.0)] == [False, True]

@@ -98,7 +98,8 @@ def plot_gantt(
         if ends_only and trace.duration_s is not None:
             notes.append("A computation that a crash or the end of the run interrupts is not in the trace.")
         _shares(shares, utilisation(trace), drawn)
-        _staleness_panel(figure.add_subplot(grid[1, :4]), staleness(trace).updates)
+        changes = "backward passes" if trace.banks else "updates"
+        _staleness_panel(figure.add_subplot(grid[1, :4]), staleness(trace).updates, changes)
         traffic = bytes_per_link(trace, message_bytes or 1, model_bytes)
         _links(figure.add_subplot(grid[1, 4:]), traffic, trace.n_workers, message_bytes is not None)
         figure.legend(
@@ -257,7 +258,7 @@ def _shares(axes: Axes, busy: Utilisation, drawn: np.ndarray) -> None:
     axes.grid(visible=False)
 
 
-def _staleness_panel(axes: Axes, updates: np.ndarray) -> None:
+def _staleness_panel(axes: Axes, updates: np.ndarray, changes: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title("Staleness of gradients")
@@ -277,7 +278,7 @@ def _staleness_panel(axes: Axes, updates: np.ndarray) -> None:
     )  # fmt: skip
     axes.set_xlim(-0.7, max(counts.size * wide, 3) - 0.3)
     axes.set_ylim(0, 1.22 * counts.max() / updates.size)
-    axes.set_xlabel("other updates between reading and applying")
+    axes.set_xlabel(f"other {changes} between reading and applying")
     axes.set_ylabel("share of gradients")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     ticks = axes.get_yticks()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from decentral.analysis.statistics import mean_interval
+from decentral.analysis.statistics import mean_interval, one_copy
 from decentral.errors import InvalidInput, suggest
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ AXES = {
     "gradients": "gradients",
     "exchanges": "exchanges",
     "samples": "samples",
+    "updates": "updates",
     "messages": "messages",
     "bytes": "bytes sent",
 }
@@ -224,7 +225,7 @@ def plot_metric(
     Returns:
         A figure that pyplot does not know; :func:`save_figure` writes it.
     """
-    return _draw(results, [[metric]], x, title, time_label, level)
+    return _draw(results, [(x, [metric])], title, time_label, level)
 
 
 def plot_overview(
@@ -236,10 +237,11 @@ def plot_overview(
     time_label: str = AXES["time_s"],
     level: float = 0.95,
 ) -> Path:
-    """Draw a comparison in up to three panels and write it to a file.
+    """Draw a comparison in up to four panels and write it to a file.
 
     The panels are, of what the results hold: suboptimality or else loss; consensus distance; test accuracy of the
-    averaged model and of the worst worker, or else the distance to the optimum.
+    averaged model and of the worst worker, or else the distance to the optimum. Where no algorithm has more than one copy
+    of the parameters there is no consensus to show: the loss stands against samples and against updates too.
 
     Args:
         results: algorithm -> metric -> array ``(seeds, records)``.
@@ -252,22 +254,24 @@ def plot_overview(
     Returns:
         The path of the file.
     """
-    choices = [
-        [["suboptimality"], ["loss"]],
-        [["consensus_distance"]],
-        [["test_accuracy", "test_accuracy_worst"], ["distance_to_optimum"], ["train_accuracy"]],
-    ]
     there = {metric for metrics in results.values() for metric in metrics}
+    quality: list[list[str]] = [["suboptimality"], ["loss"]]
+    accuracy = [["test_accuracy", "test_accuracy_worst"], ["distance_to_optimum"], ["train_accuracy"]]
+    choices = [(x, quality), (x, [["consensus_distance"]]), (x, accuracy)]
+    if all(one_copy(metrics) for metrics in results.values()):
+        there -= {"consensus_distance", "test_accuracy_worst"}
+        if x == "time_s":
+            choices = [(x, quality), ("samples", quality), ("updates", quality), (x, accuracy)]
     panels = [
-        [metric for metric in found if metric in there]
-        for choice in choices
+        (against, [metric for metric in found if metric in there])
+        for against, choice in choices
         if (found := next((metrics for metrics in choice if metrics[0] in there), None))
     ]
     if not panels:
         raise InvalidInput(
             "results", sorted(there), "at least one metric of an overview: loss, test_accuracy, ..."
         )
-    return save_figure(_draw(results, panels, x, title, time_label, level), path)
+    return save_figure(_draw(results, panels, title, time_label, level), path)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -294,31 +298,30 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
 
 def _draw(
-    results: Results, panels: Sequence[Sequence[str]], x: str, title: str, time_label: str, level: float
+    results: Results, panels: Sequence[tuple[str, Sequence[str]]], title: str, time_label: str, level: float
 ) -> Figure:
-    """One panel per list of metrics; the lines of the second are thin."""
+    """One panel per ``(what to draw against, metrics)``; the lines of the second metric are thin."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
-    if x not in AXES:
-        raise InvalidInput("x", x, "an axis", suggest(x, AXES))
+    for x, _ in panels:
+        if x not in AXES:
+            raise InvalidInput("x", x, "an axis", suggest(x, AXES))
     looks = styles(results)
     notes: dict[str, None] = {}  # a set that keeps its order
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.04)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.6 + 3.7 * len(panels), 3.7), layout=layout)
-        for axes, metrics in zip(
-            figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], panels, strict=True
-        ):
+        for axes, (x, metrics) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _panel(axes, results, metrics, x, looks, level, notes)
             axes.set_xlabel(time_label if x == "time_s" else AXES[x])
             if x != "time_s":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         handles = [Line2D([], [], label=name, **looks[name]) for name in results]
-        if any(len(metrics) > 1 for metrics in panels):
+        if any(len(metrics) > 1 for _, metrics in panels):
             handles += [
                 Line2D([], [], color="#262626", label="accuracy of the averaged model"),
                 Line2D([], [], color="#262626", linewidth=_THIN, label="of the worst worker"),
@@ -332,7 +335,7 @@ def _draw(
         )  # fmt: skip
         seeds = {
             np.atleast_2d(metrics[metric]).shape[0]
-            for metrics in results.values() for panel in panels for metric in panel if metric in metrics
+            for metrics in results.values() for _, panel in panels for metric in panel if metric in metrics
         }  # fmt: skip
         caption = [_caption_of_seeds(seeds, level), *notes]
         figure.supxlabel(

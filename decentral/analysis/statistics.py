@@ -258,6 +258,16 @@ AXES = ("time_s", "samples", "updates", "gradients", "exchanges", "bytes")
 """What a target takes is reported against each of them."""
 
 
+def one_copy(metrics: Mapping[str, ArrayLike]) -> bool:
+    """Its workers never differ, at any record: there is one copy of the parameters, at a server or in a pipeline.
+
+    Args:
+        metrics: metric -> array ``(seeds, records)``, of one algorithm.
+    """
+    distance = metrics.get("consensus_distance")
+    return distance is not None and not np.any(distance) and {"samples", "updates"} <= set(metrics)
+
+
 def better_direction(metric: str) -> str:
     """Which side of a target is better: ``"above"`` for an accuracy, else ``"below"``."""
     return "above" if "accuracy" in metric else "below"

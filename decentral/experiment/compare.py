@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from decentral.analysis.statistics import AXES, better_direction, paired, time_to_target
+from decentral.analysis.statistics import AXES, better_direction, one_copy, paired, time_to_target
 from decentral.analysis.tables import comparison_table
 from decentral.errors import InvalidInput
 from decentral.experiment import folder as folders
@@ -34,6 +34,8 @@ COUNTS = ("gradients", "exchanges", "samples", "updates", "time_s")
 """Columns of which neither more nor less is better."""
 UNEQUAL = ("samples", "updates", "time_s")
 """Columns for people where equal samples are not equal updates: an update is not a gradient, or no worker's own."""
+OF_COPIES = ("consensus_distance", "test_accuracy_worst", "exchanges")
+"""Columns for people where workers have copies that differ."""
 BOLD = (
     "% mean \\pm half width of its 95 % interval over the seeds (Student's t); bold: better than every other row, the 95 % "
     "interval of the paired difference on common seeds excludes 0 (not corrected for the number of rows)"
@@ -77,10 +79,12 @@ class _Row:
             return True
         return "updates" in final and final["updates"]["mean"] != final["gradients"]["mean"]
 
-    def measured(self, machine: bool, unequal: bool) -> Iterator[tuple[str, Any, np.ndarray, str, tuple]]:
+    def measured(
+        self, hidden: Container[str], machine: bool
+    ) -> Iterator[tuple[str, Any, np.ndarray, str, tuple]]:
         """Columns: heading, cell, value per seed, which side is better (empty for none), and the target of a time to it."""
         for metric, heading in COLUMNS.items():
-            if metric in self.entry["final"] and (machine or unequal or metric not in UNEQUAL):
+            if metric in self.entry["final"] and metric not in hidden:
                 side = "" if metric in COUNTS else better_direction(metric)
                 cell, values = self.entry["final"][metric], self.metrics[metric][:, -1]
                 yield metric if machine else heading, cell, values, side, ()
@@ -174,10 +178,13 @@ def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict
     table: dict[str, dict[str, Any]] = {}
     seen: dict[tuple, dict[str, tuple[_Row, np.ndarray, str]]] = {}
     steps = {row.label: row.manifest.get("steps", {}).get(row.name) for row in rows}
-    unequal = any(row.unequal for row in rows)
+    hidden: tuple[str, ...] = ()
+    if not machine:
+        hidden += () if any(row.unequal for row in rows) else UNEQUAL
+        hidden += OF_COPIES if all(one_copy(row.metrics) for row in rows) else ()
     for row in rows:
         cells = table[row.label] = {}
-        for heading, cell, values, side, target in row.measured(machine, unequal):
+        for heading, cell, values, side, target in row.measured(hidden, machine):
             cells[heading] = dict(cell) if isinstance(cell, Mapping) else cell
             if side:
                 # Times to different targets are not judged against each other, whatever stands above them.
