@@ -261,14 +261,15 @@ def test_what_a_variant_keeps(variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["revnet", "reversible_transformer"])
 def test_other_models(name):
-    """Stages of several kinds and shapes: rows and one event after another agree, with losses that fall."""
+    """Stages of several kinds and shapes: rows and one event after another agree."""
     arguments = {
         "revnet": {"widths": (2, 3), "blocks": (1, 2)},
         "reversible_transformer": {"stages": 4, "width": 8},
     }[name]
     shapes = {"revnet": 5, "reversible_transformer": 4}[name]
     task = getattr(problem, name)(shapes, batch_size=4, dtype="float64", **arguments)
-    algorithm = PETRA(optimizer={"kind": "adam", "learning_rate": 0.003})
+    # Not Adam: it divides by how large a gradient is, and a bias before a batch norm has one that is rounding alone.
+    algorithm = PETRA(optimizer=SGD)
     trace = timeline(task, Pipeline(), Gradients(25), algorithm=algorithm)
     record = Record(count=1, evaluate=False)
     rows, eager = (
