@@ -271,21 +271,14 @@ class TestPlots:
         for number, metrics in enumerate(data.values()):
             metrics |= {"consensus_distance": np.zeros((3, 40)), "samples": 8 * metrics["gradients"]}
             metrics |= {"updates": metrics["gradients"] // (1 + number)}
-        svg = plot_overview(data, tmp_path / "one.svg").read_text()
-        assert [word in svg for word in ("samples", "updates", "Consensus", "worst")] == [
-            True,
-            True,
-            False,
-            False,
-        ]
+
+        def shown():
+            svg = plot_overview(data, tmp_path / "overview.svg").read_text()
+            return [word for word in ("samples", "updates", "Consensus", "worst") if word in svg]
+
+        assert shown() == ["samples", "updates"]
         data["gossip"]["consensus_distance"][0, -1] = 1e-9  # one of them has copies
-        svg = plot_overview(data, tmp_path / "copies.svg").read_text()
-        assert [word in svg for word in ("samples", "updates", "Consensus", "worst")] == [
-            False,
-            False,
-            True,
-            True,
-        ]
+        assert shown() == ["Consensus", "worst"]
 
     @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
     def test_same_bytes_in_another_process(self, tmp_path, kind):

@@ -13,7 +13,7 @@ from decentral import InvalidInput
 from decentral.analysis import memory_tables
 from decentral.analysis import pipeline as says
 from decentral.analysis.gantt import plot_gantt
-from decentral.analysis.timeline import bytes_per_link, staleness, utilisation, write_perfetto
+from decentral.analysis.timeline import bytes_per_link, staleness, trace_table, utilisation, write_perfetto
 from decentral.engine.trace import StageShape, Trace, merge
 from decentral.protocol import PROTOCOLS, Demand, Gradients, Pipeline, Poisson, Time
 from decentral.timing import Cluster, Faults, Links, NodeLinks
@@ -547,7 +547,9 @@ def test_two_seeds_in_one_trace():
         assert (says.in_flight(one).tokens == says.in_flight(trace).tokens).all()
     with pytest.raises(InvalidInput, match="2 replicas"):
         says.delays(both)
-    assert not says.in_flight(run(Pipeline(), 8, 5.0)).cotokens.any()  # no batch has come to the last stage
+    early = run(Pipeline(), 8, 5.0)  # no batch has come to the last stage
+    assert not says.in_flight(early).cotokens.any()
+    assert "1 pipeline: 0 batches" in trace_table({"early": early})
     gossip = Poisson().timeline(Poisson().network(named("ring", n=4), Demand()), Time(5.0), 0)
     with pytest.raises(InvalidInput, match="no turn"):
         says.in_flight(gossip)

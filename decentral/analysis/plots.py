@@ -315,7 +315,9 @@ def _draw(
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.04)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.6 + 3.7 * len(panels), 3.7), layout=layout)
-        for axes, (x, metrics) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        one_axis = len({x for x, _ in panels}) == 1
+        row = figure.subplots(1, len(panels), sharex=one_axis, squeeze=False)[0]
+        for axes, (x, metrics) in zip(row, panels, strict=True):
             _panel(axes, results, metrics, x, looks, level, notes)
             axes.set_xlabel(time_label if x == "time_s" else AXES[x])
             if x != "time_s":

@@ -711,12 +711,12 @@ def trace_table(traces: Mapping[str, Trace]) -> str:
             }
         if trace.duration_s is not None:
             done = _activity(reading)
-            changes = "backward passes" if reading.pipeline_rows("turn").size else "updates"
+            changes = "backward passes" if trace.banks else "updates"
             for what, values in _quantities(done, _staleness(reading), changes).items():
                 if values.size:
                     spreads[f"{name}, {what}"] = _row(values)
             lines.append(f"{name}: {_fate(trace, done.messages)}\n")
-        if reading.pipeline_rows("turn").size:
+        if trace.banks:
             stages.append(f"\n{name}\n{pipeline_table(trace)}")
     text = _first_column(comparison_table(rows), "trace")
     if spreads:
