@@ -13,7 +13,7 @@ from decentral import DADAO, A2CiD2, Gossip, Record, problem, topology
 from decentral.algorithm import DPSGD, SGD, SGP
 from decentral.experiment.entry import network_of
 from decentral.problem import Quadratic
-from decentral.protocol import AllReduce, Mailbox, Poisson, Rendezvous, Rounds, Server
+from decentral.protocol import AllReduce, Demand, Mailbox, Poisson, Rendezvous, Rounds, Server, Time
 from decentral.timing import Cluster
 from decentral.timing.compute import Exponential, LogNormal
 
@@ -195,6 +195,29 @@ for protocol, meeting in (
 """
 
 
+def test_spread_of_gradients_is_taken_once_at_each_point(monkeypatch):
+    """Algorithms of one run start at one point, and end at points of their own."""
+    asked = []
+    real = decentral.experiment.simulation.heterogeneity
+    monkeypatch.setattr(
+        decentral.experiment.simulation, "heterogeneity", lambda *given: asked.append(given) or real(*given)
+    )
+    task = problem.logistic(n=4, d=3, samples_per_worker=10, batch_size=2)
+    trace = Poisson().timeline(Poisson().network(topology.named("ring", n=4), Demand()), Time(5.0), 0)
+    slow, fast = (
+        decentral.Simulation(trace, task, decentral.Gossip(optimizer={"kind": "sgd", "learning_rate": rate}))
+        for rate in (0.01, 0.5)
+    )
+    start = slow.spread_of_gradients()
+    assert fast.spread_of_gradients() == start
+    assert len(asked) == 1
+    slow.run()
+    fast.run()
+    ends = [each.spread_of_gradients()["zeta_squared"] for each in (slow, fast)]
+    assert len(asked) == 3
+    assert start["zeta_squared"] != ends[0] != ends[1]
+
+
 def test_another_process_makes_the_same_traces(capsys):
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     there = subprocess.run(
@@ -257,7 +280,7 @@ def test_dadao_on_graphs_that_change():
 def test_edges_tick_only_while_their_graph_is_there():
     graphs = topology.SCHEDULES["matchings"](topology.named("ring", n=6))
     protocol = Poisson(schedule="matchings", switch_s=0.5)
-    network = Poisson().network(topology.named("ring", n=6), decentral.protocol.Demand())
+    network = Poisson().network(topology.named("ring", n=6), Demand())
     with pytest.raises(decentral.InvalidInput):
         protocol.network(
             topology.named("ring", n=6), decentral.protocol.Demand()
