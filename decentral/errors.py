@@ -1,9 +1,12 @@
-"""The errors users meet: one base class, and messages that say what was got, what is allowed and what to do."""
+"""The errors users meet, and the checks that raise them: what was got, what is allowed and what to do."""
 
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 
 class DecentralError(Exception):
@@ -56,3 +59,37 @@ def suggest(word: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = difflib.get_close_matches(word, names, n=1)
     return (f"Did you mean {near[0]!r}? " if near else "") + "Allowed: " + ", ".join(names)
+
+
+def check_integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> int:
+    """``value`` as an int, or InvalidInput if it is not a whole number in [minimum, maximum]."""
+    whole = issubclass(type(value), numbers.Integral) and not isinstance(value, bool)
+    if not whole or not minimum <= value <= maximum:
+        bound = f"at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
+        raise InvalidInput(name, value, f"a whole number, {bound}")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """True or false, and nothing that counts as one of them."""
+    if not isinstance(value, bool):
+        raise InvalidInput(name, value, "true or false")
+
+
+def check_number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
+    """``value`` as a float, or InvalidInput if not a finite number in [low, high] (above: in (low, high])."""
+    real = issubclass(type(value), numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        raise InvalidInput(
+            name, value, f"a finite number, {bound}" + (f", at most {high:g}" if high < math.inf else "")
+        )
+    return float(value)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """``value`` if it is one of the ``allowed`` words; otherwise a message with the nearest one."""
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        raise InvalidInput(name, value, "one of the names below", suggest(str(value), allowed))
+    return value

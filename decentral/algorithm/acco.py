@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from decentral.algorithm.base import Algorithm, choose, pytree, static
 from decentral.algorithm.optimizer import Optimizer, given_optimizer
+from decentral.errors import check_flag
 from decentral.protocol.base import Demand, Network
-from decentral.topology.graphs import check_flag
 
 
 def together(mean, count, other, others):

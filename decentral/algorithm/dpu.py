@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from decentral.algorithm.acco import together
 from decentral.algorithm.base import Algorithm, pytree, static
 from decentral.algorithm.optimizer import Optimizer, given_optimizer
+from decentral.errors import check_flag
 from decentral.protocol.base import Demand, Network
-from decentral.topology.graphs import check_flag
 
 
 class DPUState(NamedTuple):

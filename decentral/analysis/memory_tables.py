@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from decentral.errors import InvalidInput, suggest
-from decentral.topology.graphs import check_integer
+from decentral.errors import InvalidInput, check_integer, suggest
 
 # -- data parallel: bytes of a worker for each parameter ---------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike
 
 from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import Trace
-from decentral.errors import InvalidInput
-from decentral.topology.graphs import check_integer, check_number
+from decentral.errors import InvalidInput, check_integer, check_number
 
 # -- read off a trace ----------------------------------------------------------------------------------------------------
 

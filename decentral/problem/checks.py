@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from decentral.errors import InvalidInput, MissingExtra
-from decentral.topology.graphs import check_choice as check_choice
+from decentral.errors import check_choice as check_choice
 
 
 def check_int(name: str, value: object, minimum: int = 1) -> int:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from decentral.engine.trace import STEP, WORK, Trace
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_flag, check_integer, check_number, suggest
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.collectives import Collective, check_collective, check_times
 from decentral.protocol.rounds import Crew, Events, Tables
 from decentral.timing import Cluster
 from decentral.topology import DirectedTopology, Topology
-from decentral.topology.graphs import check_flag, check_integer, check_number
 
 BATCHES = ("equal", "speed")
 

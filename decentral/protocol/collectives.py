@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_number, suggest
 from decentral.timing import Cluster, Links
 from decentral.timing.compute import LONGEST_NS
-from decentral.topology.graphs import check_number
 
 COLLECTIVES = ("ring", "tree")
 

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from decentral.engine.trace import DROP, RECEIVE, SEND, Trace
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_number, suggest
 from decentral.protocol import queues
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.queues import (
@@ -37,7 +37,6 @@ from decentral.timing import Cluster, Purpose
 from decentral.timing.faults import separated
 from decentral.timing.tapes import _uniform, philox
 from decentral.topology import DirectedTopology, Topology
-from decentral.topology.graphs import check_number
 
 PEERS = ("random", "cyclic")
 _SEND, _RECEIVE, _DROP = range(len(queues.STREAM_OPS), len(queues.STREAM_OPS) + 3)

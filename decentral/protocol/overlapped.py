@@ -9,14 +9,13 @@ from numba import njit
 from numpy.typing import ArrayLike
 
 from decentral.engine.trace import LOAD, REDUCE, Groups, Replica, Trace
-from decentral.errors import InvalidInput
+from decentral.errors import InvalidInput, check_integer
 from decentral.protocol.base import Demand, Gradients, Network, Stop, until
 from decentral.protocol.collectives import Collective, check_collective, check_times
 from decentral.protocol.queues import durations, more
 from decentral.protocol.rounds import NEVER, Crew
 from decentral.timing import Cluster
 from decentral.topology import DirectedTopology, Topology
-from decentral.topology.graphs import check_integer
 
 
 @njit(cache=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from decentral.engine.trace import Replica, StageShape, Trace, pipeline_ops
-from decentral.errors import InvalidInput
+from decentral.errors import InvalidInput, check_choice, check_integer, check_number
 from decentral.protocol import queues
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.queues import (
@@ -33,7 +33,6 @@ from decentral.timing import Cluster, Faults
 from decentral.timing.compute import check_draws
 from decentral.timing.links import jitter_factor
 from decentral.topology import DirectedTopology, Topology, neighbours
-from decentral.topology.graphs import check_choice, check_integer, check_number
 
 SCHEDULES = ("petra", "gpipe", "1f1b", "backprop")
 MOST_ON_THEIR_WAY = 1_000_000_000

@@ -20,7 +20,7 @@ from decentral.engine.trace import (
     SEND,
     Trace,
 )
-from decentral.errors import InvalidInput, RunFailed, suggest
+from decentral.errors import InvalidInput, RunFailed, check_flag, check_number, suggest
 from decentral.protocol import queues
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.queues import (
@@ -48,7 +48,6 @@ from decentral.timing import Cluster, Purpose
 from decentral.timing.faults import separated
 from decentral.timing.tapes import _uniform, philox
 from decentral.topology import Topology
-from decentral.topology.graphs import check_flag, check_number
 
 COUNTS = ("poisson", "fixed")
 PAIRINGS = ("first_come", "round_robin")

@@ -26,14 +26,13 @@ from decentral.engine.trace import (
     Replica,
     Trace,
 )
-from decentral.errors import InvalidInput, RunFailed, suggest
+from decentral.errors import InvalidInput, RunFailed, check_flag, check_integer, check_number, suggest
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.collectives import Collective, check_collective
 from decentral.timing import Cluster, Purpose, jitter_factor, lost, separated
 from decentral.timing.compute import LONGEST_NS, check_draws, to_ns
 from decentral.timing.tapes import uniform_runs
 from decentral.topology import SCHEDULES, DirectedTopology, Schedule, Topology, neighbours
-from decentral.topology.graphs import check_flag, check_integer, check_number
 
 NEVER = LONGEST_NS
 ON_GRAPH = ("metropolis", "uniform_neighbours", "laplacian", "push_sum", "matchings", "matcha")

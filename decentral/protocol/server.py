@@ -21,13 +21,12 @@ from decentral.engine.trace import (
     Replica,
     Trace,
 )
-from decentral.errors import InvalidInput, RunFailed
+from decentral.errors import InvalidInput, RunFailed, check_integer
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.queues import durations, more
 from decentral.timing import Cluster, jitter_factor, lost
 from decentral.timing.compute import LONGEST_NS, to_ns
 from decentral.topology import DirectedTopology, Topology
-from decentral.topology.graphs import check_integer
 
 OPS = (PULL, EVALUATE, PUSH, ABANDON)
 _PULL, _EVALUATE, _PUSH, _ABANDON, _STEP = range(5)

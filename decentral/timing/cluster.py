@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_integer, check_number, suggest
 from decentral.timing.compute import (
     COMPUTE,
     LONGEST_NS,
@@ -22,7 +22,6 @@ from decentral.timing.compute import (
 from decentral.timing.faults import Faults
 from decentral.timing.links import LINKS, LinkModel, Links, NodeLinks, TableLinks
 from decentral.timing.tapes import Purpose, uniform_runs
-from decentral.topology.graphs import check_integer, check_number
 from decentral.topology.networks import RealNetwork, load_network
 
 NANOSECOND_S = 1e-9

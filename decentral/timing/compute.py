@@ -19,10 +19,9 @@ import numpy as np
 from numba import njit
 from scipy.special import gammaincinv, ndtri
 
-from decentral.errors import InvalidInput
+from decentral.errors import InvalidInput, check_number
 from decentral.hardware import device
 from decentral.timing.tapes import LONGEST_S, Purpose, _uniform, philox, uniform_runs
-from decentral.topology.graphs import check_number
 
 LONGEST_NS = int(LONGEST_S / 2) * 10**9
 """Times and durations end here (146 years), so that the sum of two fits in 64 bits."""

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_integer, check_number, suggest
 from decentral.timing.compute import LONGEST_NS, check_draws, to_ns
 from decentral.timing.tapes import Purpose, _uniform, philox
-from decentral.topology.graphs import check_integer, check_number
 
 ON_RETURN = ("keep", "reset", "copy")
 _LOSS, _OUTAGE = int(Purpose.LOSS), int(Purpose.OUTAGE)

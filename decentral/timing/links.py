@@ -13,10 +13,9 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from numba import njit
 
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_integer, check_number, suggest
 from decentral.timing.compute import LONGEST_NS, standard_normal
 from decentral.timing.tapes import Purpose, _uniform, philox, uniform_runs
-from decentral.topology.graphs import check_integer, check_number
 
 JITTERS = {"none": 0, "exponential": 1, "log_normal": 2}
 """The kinds of jitter and their codes in :func:`jitter_factor`."""

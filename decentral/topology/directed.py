@@ -12,8 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import breadth_first_order
 
-from decentral.errors import InvalidInput, suggest
-from decentral.topology.graphs import MAX_NETWORKX_EDGES, check_edge_count, check_integer
+from decentral.errors import InvalidInput, check_integer, suggest
+from decentral.topology.graphs import MAX_NETWORKX_EDGES, check_edge_count
 from decentral.topology.network import Topology
 
 

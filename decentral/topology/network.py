@@ -24,15 +24,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_choice, check_integer, check_number, suggest
 from decentral.topology import spectra
-from decentral.topology.graphs import (
-    TOPOLOGIES,
-    check_choice,
-    check_edge_count,
-    check_integer,
-    check_number,
-)
+from decentral.topology.graphs import TOPOLOGIES, check_edge_count
 from decentral.topology.rates import BUDGETS, RATES, edge_rates, incidence
 
 MAX_ARRAY_EDGES = 100_000_000

@@ -23,8 +23,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components, shortest_path
 
-from decentral.errors import InvalidInput, MissingExtra, suggest
-from decentral.topology.graphs import TOPOLOGIES, check_integer, check_number
+from decentral.errors import InvalidInput, MissingExtra, check_integer, check_number, suggest
+from decentral.topology.graphs import TOPOLOGIES
 from decentral.topology.network import Topology
 
 FIBRE_KM_PER_S = 200_000.0

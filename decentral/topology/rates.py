@@ -25,8 +25,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import minimize
 
-from decentral.errors import InvalidInput
-from decentral.topology.graphs import check_choice
+from decentral.errors import InvalidInput, check_choice
 from decentral.topology.spectra import is_edge_transitive, nearly_disconnected
 
 RATES = ("uniform", "degree", "optimal")

@@ -17,10 +17,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from decentral.errors import InvalidInput
+from decentral.errors import InvalidInput, check_integer, check_number
 from decentral.topology import graphs, spectra
 from decentral.topology.directed import DirectedTopology, push_sum_weights
-from decentral.topology.graphs import check_integer, check_number
 from decentral.topology.network import Topology
 
 
