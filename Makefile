@@ -4,6 +4,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FIGURES_ARGS ?=
+ROWS ?=
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
@@ -18,10 +19,10 @@ QUICK_TO_COMPILE := $(XLA_FLAGS) --xla_backend_optimization_level=0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo figures test test-all bench lint format hooks clean
+.PHONY: help install demo figures test test-all bench validate-cost lint format hooks clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "decentral needs Python 3.11 or newer, \
@@ -49,6 +50,9 @@ test-all: $(VENV)/.installed-test ## the slow tests, and only those
 
 bench: $(VENV)/.installed-test ## speed beside what one would write oneself: ratios from one run, event counts asserted
 	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
+
+validate-cost: $(VENV)/.installed-test ## the cost model against published measurements: writes docs/validation.md; ROWS=file.json scores others
+	$(BIN)/python -m decentral.cost.validation $(ROWS)
 
 lint: $(VENV)/.installed-dev ## format, lint rules, types and import layers: checked, nothing changed
 	$(BIN)/ruff format --check $(CHECKED)

@@ -20,7 +20,16 @@ from decentral.errors import DecentralError, InvalidInput, RunFailed, suggest
 for _library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
-LISTED = ("algorithms", "topologies", "networks", "problems", "protocols", "hardware", "experiments")
+LISTED = (
+    "algorithms",
+    "topologies",
+    "networks",
+    "problems",
+    "protocols",
+    "hardware",
+    "experiments",
+    "projections",
+)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -144,6 +153,57 @@ def trace(options: argparse.Namespace) -> None:
         raise InvalidInput(option, target, "a file that can be written", f"{error}.") from None
 
 
+def project(options: argparse.Namespace) -> None:
+    """Print what a model would cost on a cluster, and where its time goes."""
+    import json
+
+    from decentral.experiment import projections as room
+
+    plan = room.load_plan(options.spec, overrides=options.set)
+    done = room.carry_out(plan)
+    found = None
+    if options.search:
+        from decentral.cost.search import search
+
+        found = search(
+            plan.model,
+            plan.layouts[0],
+            plan.cluster,
+            plan.algorithms[0],
+            plan.conditions,
+            devices=plan.devices,
+        )
+    if options.json:
+        numbers = room.data(done)
+        if found is not None:
+            numbers["search"] = room.search_data(found)
+        if options.sensitivity:
+            numbers["sensitivity"] = room.sensitivity_data(done.projections)
+        print(json.dumps(numbers, indent=2))
+    else:
+        print(room.text(done), end="")
+        if options.sensitivity:
+            print("\n" + room.sensitivity_text(done.projections), end="")
+        if found is not None:
+            print("\n" + room.search_text(plan, found), end="")
+    said = sys.stderr if options.json else sys.stdout
+    if options.plot:
+        from decentral.analysis.cost_plots import breakdown_figure
+        from decentral.analysis.plots import save_figure
+
+        parts = {one.algorithm.label: one.parts for one in done.projections}
+        save_figure(breakdown_figure(plan.name, parts, room.WORDS), options.plot)
+        print(options.plot, file=said)
+    if options.pareto:
+        from decentral.analysis.cost_plots import pareto_figure
+        from decentral.analysis.plots import save_figure
+
+        if found is None:
+            raise InvalidInput("--pareto", options.pareto, "with --search")
+        save_figure(pareto_figure(plan.name, found), options.pareto)
+        print(options.pareto, file=said)
+
+
 def figures(options: argparse.Namespace) -> int:
     """Run the experiments that are missing, draw all figures and write the table of claims."""
     from pathlib import Path
@@ -251,6 +311,24 @@ def parser() -> argparse.ArgumentParser:
         "--perfetto", metavar="FILE", help="write the events as Chrome trace JSON for ui.perfetto.dev"
     )
 
+    one = command(
+        project,
+        "project",
+        help="what a model would cost on a real cluster: time, MFU, memory, energy, money",
+        description="The cost model: step time, tokens/s, MFU and HFU, memory, bytes, energy, where the time goes, how sure.",
+    )
+    one.add_argument(
+        "spec", metavar="SPEC", help="a TOML file, or a packaged projection (decentral list projections)"
+    )
+    overrides(one, "cluster.devices=512 parallelism.dp=64")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.add_argument("--search", action="store_true", help="try all legal layouts; print those nothing beats")
+    one.add_argument(
+        "--sensitivity", action="store_true", help="print d log time / d log(each number of the hardware)"
+    )
+    one.add_argument("--plot", metavar="FILE", help="draw where the time goes (PNG, PDF, SVG)")
+    one.add_argument("--pareto", metavar="FILE", help="with --search: draw throughput, memory and cost")
+
     one = command(list_names, "list", help="names a spec can use")
     one.add_argument("what", nargs="?", choices=LISTED, help="all of them by default")
 
@@ -333,13 +411,13 @@ def _report(finished) -> None:
 
 def _entries(room: str) -> dict[str, str]:
     """Name -> first line of what it says of itself."""
-    if room == "experiments":
+    if room in ("experiments", "projections"):
         import tomllib
 
         from decentral.experiment.overrides import packaged
 
         lines = {}
-        for name, path in packaged("experiments").items():
+        for name, path in packaged(room).items():
             text = path.read_text()
             first = text.splitlines()[0] if text else ""
             lines[name] = (

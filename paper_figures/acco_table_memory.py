@@ -3,7 +3,7 @@
 import numpy as np
 
 from decentral.analysis.claims import Claim
-from decentral.analysis.memory_tables import data_parallel_bytes
+from decentral.cost.memory_tables import data_parallel_bytes
 from decentral.experiment.figures import canvas, main
 
 EXPERIMENTS = ()

@@ -4,8 +4,8 @@ from functools import cache
 
 import numpy as np
 
-from decentral.analysis import pipeline as says
 from decentral.analysis.claims import Claim
+from decentral.cost import pipeline as closed
 from decentral.engine.trace import StageShape
 from decentral.experiment.figures import canvas, main
 from decentral.protocol import Demand, Gradients, Pipeline
@@ -108,7 +108,10 @@ def draw(runs):
         fine = np.geomspace(1, 128, 60)
         for stages, colour in PIPES.items():
             rivals.plot(
-                fine, [says.petra_over_pipeline(m, stages) for m in fine], color=colour, label=f"J = {stages}"
+                fine,
+                [closed.petra_over_pipeline(m, stages) for m in fine],
+                color=colour,
+                label=f"J = {stages}",
             )
             rivals.plot(
                 MICRO_BATCHES, [over_1f1b(m, stages) for m in MICRO_BATCHES], "o", color=colour, markersize=3.5
@@ -154,7 +157,7 @@ def draw(runs):
         slow.margins(x=0.05)
         slow.legend(loc="lower left")
 
-        paper, code = says.method_costs(8, 1), says.method_costs(8, 1, as_code=True)
+        paper, code = closed.method_costs(8, 1), closed.method_costs(8, 1, as_code=True)
         bars = {
             "backprop: 3 J": (paper["backprop"], Pipeline(schedule="backprop"), "#404040"),
             "PETRA, paper: 4 J": (paper["petra"], Pipeline(), "#bd1f01"),
@@ -223,7 +226,9 @@ def claims(runs):
         claim("One stage two times slower: rate 1/6: largest relative error", (0, 1e-9)).check(found)
     )
     own = "closed form (m + J - 1) / m (t_f + t_b) / (t_f + t_b + t_rec)"
-    off = max(abs(over_1f1b(m, s) / says.petra_over_pipeline(m, s) - 1) for m in MICRO_BATCHES for s in PIPES)
+    off = max(
+        abs(over_1f1b(m, s) / closed.petra_over_pipeline(m, s) - 1) for m in MICRO_BATCHES for s in PIPES
+    )
     equal = "PETRA vs 1F1B, equal memory and batch"
     return [
         *checked,
@@ -235,10 +240,10 @@ def claims(runs):
             over_1f1b(8, 8)
         ),
         claim("PETRA vs zero-bubble, equal memory and batch: ratio of rates", (0.75, 0.75), own).check(
-            says.petra_over_pipeline(8, 8, zero_bubble=True), note="closed form, no timeline"
+            closed.petra_over_pipeline(8, 8, zero_bubble=True), note="closed form, no timeline"
         ),
         claim("FLOPs as the code computes them over those as the paper counts", (1.25, 1.25), "4 J and 5 J", "code").check(
-            says.method_costs(8, 1, as_code=True)["petra"].flops / says.method_costs(8, 1)["petra"].flops
+            closed.method_costs(8, 1, as_code=True)["petra"].flops / closed.method_costs(8, 1)["petra"].flops
         ),
         claim(f"Speed-up {MODEL_PARALLEL} over J, code's two forward passes again, J = 8", (0.75, 0.75), "3 / max(3, 4)").check(
             round(speed_up(Pipeline(reconstruct=2.0), 8, Pipeline(schedule="backprop")) / 8, 9)

@@ -4,9 +4,10 @@ from functools import cache
 
 import numpy as np
 
-from decentral.analysis import memory_tables
 from decentral.analysis import pipeline as says
 from decentral.analysis.claims import Claim
+from decentral.cost import memory_tables
+from decentral.cost import pipeline as closed
 from decentral.engine.trace import StageShape
 from decentral.experiment.figures import canvas, main
 from decentral.protocol import Demand, Pipeline, Time
@@ -60,7 +61,7 @@ def queued(depth: int) -> float:
     return 4e-9 * BATCH * sum(waits)
 
 
-TABLE = {  # the same rows as says.method_costs, in the paper's letters
+TABLE = {  # the same rows as closed.method_costs, in the paper's letters
     "backprop": ("FG", "1", "1", "3 J", "3 J"),
     "reversible backprop": ("0", "1", "4", "4 J", "4 J"),
     "delayed gradients": ("2(J-j) FG", "2(J-j)/k", "1", "3 J", "2"),
@@ -155,7 +156,7 @@ def claims(runs):
             float(of_stages(50)["petra"].sum())
         )
     )  # fmt: skip
-    costs = says.method_costs(10, 1)
+    costs = closed.method_costs(10, 1)
     table = {
         "backprop": (1, 1, 1, 30, 30),
         "reversible backprop": (0, 1, 4, 40, 40),

@@ -14,7 +14,7 @@ from test_rounds import CLUSTERS, check_timeline
 
 import decentral
 from decentral import ACCO, DPU, SGD, WP, AllReduce, InvalidInput, Overlapped, Record, replay, simulate
-from decentral.analysis.memory_tables import data_parallel_bytes
+from decentral.cost.memory_tables import data_parallel_bytes
 from decentral.engine.trace import merge
 from decentral.errors import RunFailed
 from decentral.problem import Quadratic

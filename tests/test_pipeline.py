@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decentral import InvalidInput
-from decentral.analysis import memory_tables
 from decentral.analysis import pipeline as says
 from decentral.analysis.gantt import plot_gantt
 from decentral.analysis.timeline import bytes_per_link, staleness, trace_table, utilisation, write_perfetto
+from decentral.cost import memory_tables
+from decentral.cost import pipeline as closed
 from decentral.engine.trace import StageShape, Trace, merge
 from decentral.protocol import PROTOCOLS, Demand, Gradients, Pipeline, Poisson, Time
 from decentral.timing import Cluster, Faults, Links, NodeLinks
@@ -96,12 +97,12 @@ def test_p4_rate_against_backprop(stages):
     one_by_one = steady_rate(run(Pipeline(schedule="backprop"), stages, stop))
     reversible = steady_rate(run(Pipeline(schedule="backprop", reconstruct=1.0), stages, stop))
     assert rate == pytest.approx(1 / 3, rel=1e-12)
-    assert rate == pytest.approx(says.petra_rate(), rel=1e-12)
+    assert rate == pytest.approx(closed.petra_rate(), rel=1e-12)
     assert rate / one_by_one == pytest.approx(stages, rel=1e-12)
-    assert rate / one_by_one == pytest.approx(says.speed_up_vs_model_parallelism(stages), rel=1e-12)
+    assert rate / one_by_one == pytest.approx(closed.speed_up_vs_model_parallelism(stages), rel=1e-12)
     # The paper's 4 J has the last stage reconstruct what it has just computed; here it does not.
     assert rate / reversible == pytest.approx((4 * stages - 1) / 3, rel=1e-12)
-    assert says.speed_up_vs_model_parallelism(stages, reversible=True) == pytest.approx(4 / 3 * stages)
+    assert closed.speed_up_vs_model_parallelism(stages, reversible=True) == pytest.approx(4 / 3 * stages)
 
 
 @pytest.mark.parametrize("stages", DEPTHS)
@@ -109,7 +110,7 @@ def test_p4_one_stream_and_a_window_of_j(stages):
     stop = Gradients(12 * stages)
     shared = steady_rate(run(Pipeline(streams=1), stages, stop))
     assert (
-        shared == pytest.approx(says.petra_rate(streams=1), rel=1e-12) == 0.25
+        shared == pytest.approx(closed.petra_rate(streams=1), rel=1e-12) == 0.25
     )  # measured over a run: .250-.254
     trace = run(Pipeline(window=stages), stages, stop)
     rate = steady_rate(trace, stages)
@@ -159,8 +160,10 @@ def test_flushes_have_the_bubble_of_the_papers(schedule, stages, micro_batches):
     assert len(rows(trace, "turn")) == 4 * micro_batches
     assert trace.time_s[rows(trace, "backward")[-1]] == 4 * flush_s
     share = says.busy(trace).sum(axis=2)
-    assert 1 - share == pytest.approx(says.bubble(micro_batches, stages), rel=1e-12)
-    assert len(rows(trace, "turn")) / trace.horizon_s == pytest.approx(says.flush_rate(micro_batches, stages))
+    assert 1 - share == pytest.approx(closed.bubble(micro_batches, stages), rel=1e-12)
+    assert len(rows(trace, "turn")) / trace.horizon_s == pytest.approx(
+        closed.flush_rate(micro_batches, stages)
+    )
     assert (says.delays(trace, k=micro_batches).updates == 0).all()
     most = says.in_flight(trace).batches[0]
     j = np.arange(stages - 1)
@@ -474,24 +477,24 @@ def test_petra_against_pipelines_with_a_flush():
     """Whether PETRA wins depends on m: with t_f, t_b, t_rec = 1, 2, 1 it does where m < 3 (p - 1)."""
     for stages in (2, 8):
         for m in (1, stages, 3 * (stages - 1), 100):
-            ratio = says.petra_over_pipeline(m, stages)
-            assert ratio == pytest.approx(says.petra_rate(streams=1) / says.flush_rate(m, stages))
+            ratio = closed.petra_over_pipeline(m, stages)
+            assert ratio == pytest.approx(closed.petra_rate(streams=1) / closed.flush_rate(m, stages))
             assert np.sign(round(ratio - 1, 12)) == np.sign(3 * (stages - 1) - m)
-    assert says.petra_over_pipeline(4, 8, zero_bubble=True) == 0.75
+    assert closed.petra_over_pipeline(4, 8, zero_bubble=True) == 0.75
     # And as the timelines have it.
     flush = run(Pipeline(schedule="1f1b", micro_batches=6), 4, Gradients(60))
     ratio = steady_rate(run(Pipeline(streams=1), 4, Gradients(60))) / steady_rate(flush, 6)
-    assert ratio == pytest.approx(says.petra_over_pipeline(6, 4), rel=1e-12)
+    assert ratio == pytest.approx(closed.petra_over_pipeline(6, 4), rel=1e-12)
 
 
 def test_table_1_of_the_paper():
-    table = says.method_costs(10, 3, k=2, graph=5.0)
+    table = closed.method_costs(10, 3, k=2, graph=5.0)
     assert table["backprop"] == (5, 1, 1, 30, 30)
     assert table["reversible backprop"] == (0, 1, 4, 40, 40)
     assert table["delayed gradients"] == (70, 7, 1, 30, 2)
     assert table["delayed gradients, checkpoints"] == (14, 1, 1, 40, 3)
     assert table["petra"] == (0, 1, 4, 40, 3)
-    assert says.method_costs(10, 3, as_code=True)["petra"] == (0, 1, 4, 50, 4)
+    assert closed.method_costs(10, 3, as_code=True)["petra"] == (0, 1, 4, 50, 4)
 
 
 # -- to look at --------------------------------------------------------------------------------------------------------

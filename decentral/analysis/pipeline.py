@@ -1,4 +1,4 @@
-"""What a trace says of a pipeline: delays, batches in flight, idle time, rates, memory; and what the papers' formulas say.
+"""What a trace says of a pipeline: delays, batches in flight, idle time, rates, memory.
 
 Everything measured has the shape (pipelines, stages): worker d J + j holds stage j (from 0) of pipeline d.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import Trace
-from decentral.errors import InvalidInput, check_integer, check_number
+from decentral.errors import InvalidInput, check_integer
 
 # -- read off a trace ----------------------------------------------------------------------------------------------------
 
@@ -265,107 +264,3 @@ def stage_bytes(
     parts = ((stash, flying.batches), (token, flying.tokens), (cotoken, flying.cotokens))
     moving = sum(np.asarray(size) * most for size, most in parts)
     return np.asarray(parameters) + np.asarray(optimizer) + moving
-
-
-# -- closed forms --------------------------------------------------------------------------------------------------------
-
-
-def petra_rate(
-    forward: float = 1.0, backward: float = 2.0, reconstruct: float = 1.0, streams: int = 2
-) -> float:
-    """Batches in a unit of time of equal stages that never wait (P4): no longer pass than forward + backward or this.
-
-    With two streams 1 / max(forward + backward, backward + reconstruct): the last stage has both passes, and no
-    reconstruction. With one, every other stage has all three.
-    """
-    if streams == 1:
-        return 1 / (forward + backward + reconstruct)
-    return 1 / max(forward + backward, backward + reconstruct)
-
-
-def speed_up_vs_model_parallelism(
-    stages: int,
-    forward: float = 1.0,
-    backward: float = 2.0,
-    reconstruct: float = 1.0,
-    reversible: bool = False,
-) -> float:
-    """PETRA's rate over that of J stages that work one after the other: vs *non-pipelined model parallelism*, nothing else.
-
-    J where reconstruction takes no longer than forward; against reversible backpropagation, which reconstructs too,
-    4 J / 3.
-    """
-    each = forward + backward + (reconstruct if reversible else 0.0)
-    return stages * each * petra_rate(forward, backward, reconstruct)
-
-
-def flush_rate(micro_batches: int, stages: int, forward: float = 1.0, backward: float = 2.0) -> float:
-    """Batches in a unit of time of GPipe and 1F1B: m / ((m + p - 1) (forward + backward))."""
-    return micro_batches / ((micro_batches + stages - 1) * (forward + backward))
-
-
-def bubble(micro_batches: int, stages: int) -> float:
-    """Share of the time that GPipe and 1F1B are idle: (p - 1) / (m + p - 1)."""
-    return (stages - 1) / (micro_batches + stages - 1)
-
-
-def petra_over_pipeline(
-    micro_batches: int, stages: int, forward: float = 1.0, backward: float = 2.0, reconstruct: float = 1.0,
-    zero_bubble: bool = False,
-) -> float:  # fmt: skip
-    """PETRA's rate over 1F1B's at equal memory and batch, a stage doing one pass at a time on each side.
-
-    (m + p - 1) / m (t_f + t_b) / (t_f + t_b + t_rec), below 1 where m > (p - 1) (t_f + t_b) / t_rec. Against a schedule
-    without a bubble it is always below 1.
-
-    Raises:
-        InvalidInput: no micro-batches.
-    """
-    check_number("micro_batches", micro_batches, 0, math.inf, above=True)
-    waiting = 1.0 if zero_bubble else (micro_batches + stages - 1) / micro_batches
-    return waiting * (forward + backward) / (forward + backward + reconstruct)
-
-
-class Costs(NamedTuple):
-    """A row of table 1 of the PETRA paper, at one stage (FLOPs and time: of a batch), in units of a stage's forward pass.
-
-    Attributes:
-        activations: numbers remembered, in units of a stage's input.
-        parameters: copies of the parameters.
-        communication: numbers sent, in units of those of a stage that is not reversible.
-        flops: of all stages.
-        time: mean time for a batch.
-    """
-
-    activations: float
-    parameters: float
-    communication: float
-    flops: float
-    time: float
-
-
-def method_costs(
-    stages: int, stage: int, k: int = 1, graph: float = 1.0, as_code: bool = False
-) -> dict[str, Costs]:
-    """Table 1 of the PETRA paper (read), for stage j = 1 ... J.
-
-    Args:
-        stages: J.
-        stage: j, from 1.
-        k: backward passes to an update.
-        graph: what a pass remembers to go backward, in units of the stage's input (the paper's FG).
-        as_code: reversible methods with the FLOPs of the authors' code, which inverts and then goes forward again for the
-            gradient: 5 J instead of the paper's 4 J.
-
-    Raises:
-        InvalidInput: ``k`` below 1, or no such stage.
-    """
-    check_integer("k", k, 1)
-    late, again = 2 * (stages - check_integer("stage", stage, 1, stages)), 5 if as_code else 4
-    return {
-        "backprop": Costs(graph, 1, 1, 3 * stages, 3 * stages),
-        "reversible backprop": Costs(0, 1, 4, again * stages, again * stages),
-        "delayed gradients": Costs(late * graph, late / k, 1, 3 * stages, 2),
-        "delayed gradients, checkpoints": Costs(late, 1, 1, 4 * stages, 3),
-        "petra": Costs(0, 1, 4, again * stages, again - 1),
-    }

@@ -67,31 +67,39 @@ def parse_override(text: str) -> tuple[str, Any]:
     raise InvalidInput(f"--set {key}", raw, "a TOML value, or a bare word for a string")
 
 
-def find_spec(source: str | Path) -> Path:
-    """The file of a spec: a path, or the name of a packaged experiment (in the package first, else in the checkout).
+def find_spec(source: str | Path, room: str = "experiments") -> Path:
+    """The file of a spec: a path, or the name of a packaged one (in the package first, else in the checkout).
+
+    Args:
+        source: the path or the name.
+        room: "experiments" or "projections".
 
     Raises:
-        InvalidInput: neither; names the nearest experiments.
+        InvalidInput: neither; names the nearest.
     """
     path = Path(source)
     if path.is_file():
         return path
-    known = packaged("experiments")
-    name = str(source).removeprefix("experiments/").removesuffix(".toml")
+    known = packaged(room)
+    name = str(source).removeprefix("experiments/").removeprefix("projections/").removesuffix(".toml")
     if name in known:
         return known[name]
-    raise InvalidInput("SPEC", str(source), "a TOML file, or a packaged experiment", suggest(name, known))
+    raise InvalidInput(
+        "SPEC", str(source), f"a TOML file, or one of the packaged {room}", suggest(name, known)
+    )
 
 
 def packaged(folder: str) -> dict[str, Path]:
-    """Name -> file of what the package carries in ``experiments`` or ``topologies``."""
+    """Name -> file of what the package carries in ``experiments``, its folder ``projections``, or ``topologies``."""
     here = Path(str(resources.files("decentral")))
-    for root in (here / "_packaged" / folder, here.parent / folder):
+    inner = Path("experiments") / folder if folder == "projections" else Path(folder)
+    for root in (here / "_packaged" / inner, here.parent / inner):
         if root.is_dir():
-            return {
+            found = {
                 path.relative_to(root).with_suffix("").as_posix(): path
                 for path in sorted(root.rglob("*.toml"))
             }
+            return {name: path for name, path in found.items() if not name.startswith("projections/")}
     return {}
 
 

@@ -7,7 +7,7 @@ The numbers are in ``devices.json``, in the units its key ``units`` names (dense
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -31,6 +31,9 @@ class Device:
             where there is nothing better); None where unknown.
         peer_bytes_per_s: one way, to a single peer in that domain; None where unknown.
         power_w: thermal design power; None where unknown.
+        ceilings: dtype -> FLOP/s of the largest matrix product, measured; only what was.
+        ring_bytes_per_s: a large all-reduce of 8 devices in one node, as bus bandwidth, measured; None where it was not.
+        compute_units: streaming multiprocessors (NVIDIA) or compute units (AMD); None where that means nothing.
         sources: where the numbers come from.
         tag: "read" (in the sources), "partly read" or "recalled" (not looked up); :meth:`tag_of` for one number.
         recalled: names of numbers that were recalled though others were read.
@@ -47,6 +50,9 @@ class Device:
     power_w: float | None
     sources: tuple[str, ...]
     tag: str
+    ceilings: dict[str, float] = field(default_factory=dict)
+    ring_bytes_per_s: float | None = None
+    compute_units: int | None = None
     recalled: tuple[str, ...] = ()
     notes: str = ""
 
@@ -79,10 +85,15 @@ _FIELDS = {
 """Key of the file -> field, and the unit of the one in that of the other."""
 
 
+_RINGS = ("busbw_allreduce_8gpu_ring_GBps", "busbw_allreduce_8gpu_GBps")
+
+
 def _read(entry: dict[str, Any]) -> Device:
     numbers: dict[str, Any] = {
         field: None if entry[key] is None else entry[key] * unit for key, (field, unit) in _FIELDS.items()
     }
+    if numbers["scaleup_bytes_per_s"] is None and "ici_axes" in entry:  # a torus: two links on every axis
+        numbers["scaleup_bytes_per_s"] = 2e9 * entry["ici_axes"] * entry["ici_link_GBps_oneway"]
     return Device(
         name=entry["name"],
         vendor=entry["vendor"],
@@ -91,6 +102,9 @@ def _read(entry: dict[str, Any]) -> Device:
         tag=_TAGS.get(entry["verified"], "recalled"),
         recalled=tuple(_FIELDS.get(key, (key, 1.0))[0] for key in entry.get("unverified_fields", ())),
         notes=entry.get("notes", ""),
+        ceilings={dtype: rate * 1e12 for dtype, rate in entry["measured_matmul_tflops"].items()},
+        ring_bytes_per_s=next((entry[key] * 1e9 for key in _RINGS if key in entry), None),
+        compute_units=entry.get("compute_units"),
         **numbers,
     )
 

@@ -6,6 +6,7 @@ product with shifted images side by side: XLA on CPU is several times slower wit
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from decentral.errors import InvalidInput
 from decentral.problem.base import PyTree
 from decentral.problem.checks import check_choice, check_int
+from decentral.problem.precision import product
 
 INITIALISATIONS: dict[str, Callable[..., Any]] = {
     "pytorch": lambda: jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
@@ -58,7 +60,14 @@ class Routing(NamedTuple):
     balance: jax.Array
 
 
-def mlp(inputs: int, hidden: Sequence[int], classes: int, *, initialisation: str = "pytorch") -> Model:
+def mlp(
+    inputs: int,
+    hidden: Sequence[int],
+    classes: int,
+    *,
+    initialisation: str = "pytorch",
+    precision: str = "float32",
+) -> Model:
     """Fully connected layers with ReLU between them.
 
     inputs x h + h parameters for the first layer of h units and so on: 64-32-10 has 2,410, 784-128-10 has 101,770.
@@ -68,7 +77,9 @@ def mlp(inputs: int, hidden: Sequence[int], classes: int, *, initialisation: str
         hidden: units of the hidden layers; none: softmax regression.
         classes: scores.
         initialisation: one of ``INITIALISATIONS``.
+        precision: of the hidden layers' products, one of ``decentral.problem.precision.PRECISIONS``.
     """
+    multiply = product(precision)
     widths = [inputs, *(check_int("problem.hidden", width) for width in hidden), classes]
     layer = layers(initialisation)
 
@@ -79,7 +90,7 @@ def mlp(inputs: int, hidden: Sequence[int], classes: int, *, initialisation: str
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         x = x.reshape(-1)
         for weights in params[:-1]:
-            x = jax.nn.relu(dense(weights, x))
+            x = jax.nn.relu(dense(weights, x, multiply))
         return dense(params[-1], x)
 
     return Model(jax.jit(init), apply)
@@ -134,6 +145,7 @@ def transformer(
     heads: int = 2,
     blocks: int = 2,
     initialisation: str = "pytorch",
+    precision: str = "float32",
 ) -> Model:
     """A causal transformer (decoder): learned positions, layer norm before attention and before the MLP of 4 x width units.
 
@@ -147,17 +159,21 @@ def transformer(
         heads: of the attention.
         blocks: how many.
         initialisation: of the dense layers, one of ``INITIALISATIONS``.
+        precision: of the products with the weights of attention and MLP, one of
+            ``decentral.problem.precision.PRECISIONS``. Attention itself, norms, embeddings and logits are never rounded.
     """
-    layer = layers(initialisation)
+    layer, linear = layers(initialisation), functools.partial(dense, multiply=product(precision))
 
     def feed_forward(key: jax.Array) -> PyTree:
         first, second = jax.random.split(key)
         return {"in": layer(first, (width, 4 * width)), "out": layer(second, (4 * width, width))}
 
     def apply_feed_forward(params: PyTree, x: jax.Array) -> tuple[jax.Array, None]:
-        return dense(params["out"], jax.nn.gelu(dense(params["in"], x))), None
+        return linear(params["out"], jax.nn.gelu(linear(params["in"], x))), None
 
-    init, apply = _decoder(vocabulary, length, width, heads, blocks, layer, feed_forward, apply_feed_forward)
+    init, apply = _decoder(
+        vocabulary, length, width, heads, blocks, layer, linear, feed_forward, apply_feed_forward
+    )
     return Model(jax.jit(init), lambda params, x: apply(params, x)[0])
 
 
@@ -172,6 +188,7 @@ def moe(  # noqa: D417  the others are the transformer's
     top_k: int = 2,
     expert_width: int = 32,
     initialisation: str = "pytorch",
+    precision: str = "float32",
 ) -> tuple[Model, Callable[[PyTree, jax.Array], tuple[jax.Array, Routing]]]:
     """The transformer with a mixture of experts in the place of each MLP, and the same network with its routing.
 
@@ -192,6 +209,8 @@ def moe(  # noqa: D417  the others are the transformer's
         top_k: experts of each token, at most E.
         expert_width: h.
         initialisation: of the dense layers, one of ``INITIALISATIONS``.
+        precision: as of the transformer, experts in the place of its MLP; the router is never rounded. An expert's scales
+            are over all tokens, also those that do not come to it, whose slopes are zero.
 
     Returns:
         The model, and (params, x) -> (scores, Routing).
@@ -199,7 +218,7 @@ def moe(  # noqa: D417  the others are the transformer's
     check_int("problem.expert_width", expert_width)
     if check_int("problem.top_k", top_k) > check_int("problem.experts", experts):
         raise InvalidInput("problem.top_k", top_k, f"1 to the {experts} experts")
-    layer = layers(initialisation)
+    layer, linear = layers(initialisation), functools.partial(dense, multiply=product(precision))
 
     def feed_forward(key: jax.Array) -> PyTree:
         first, second, third = jax.random.split(key, 3)
@@ -216,13 +235,15 @@ def moe(  # noqa: D417  the others are the transformer's
         chosen = jax.nn.one_hot(best, experts, dtype=x.dtype).sum(-2)  # (tokens, experts)
         loads = chosen.mean(0)
         balance = experts * jnp.vdot(loads / top_k, probability.mean(0))
-        outputs = jax.vmap(lambda p_in, p_out: dense(p_out, jax.nn.gelu(dense(p_in, x))))(
+        outputs = jax.vmap(lambda p_in, p_out: linear(p_out, jax.nn.gelu(linear(p_in, x))))(
             params["in"], params["out"]
         )
         mixed = jnp.einsum("te,etw->tw", probability * chosen, outputs)
         return mixed, Routing(chosen > 0, loads, balance)
 
-    init, apply = _decoder(vocabulary, length, width, heads, blocks, layer, feed_forward, apply_feed_forward)
+    init, apply = _decoder(
+        vocabulary, length, width, heads, blocks, layer, linear, feed_forward, apply_feed_forward
+    )
 
     def routed(params: PyTree, x: jax.Array) -> tuple[jax.Array, Routing]:
         scores, each = apply(params, x)
@@ -274,9 +295,11 @@ def layers(initialisation: str) -> Callable[[jax.Array, tuple[int, ...]], PyTree
     return layer
 
 
-def dense(params: PyTree, x: jax.Array) -> jax.Array:
+def dense(
+    params: PyTree, x: jax.Array, multiply: Callable[[jax.Array, jax.Array], jax.Array] = jnp.matmul
+) -> jax.Array:
     """A product and a bias."""
-    return x @ params["weight"] + params["bias"]
+    return multiply(x, params["weight"]) + params["bias"]
 
 
 def _convolution(params: PyTree, x: jax.Array) -> jax.Array:
@@ -306,6 +329,7 @@ def _decoder(
     heads: int,
     blocks: int,
     layer: Callable,
+    linear: Callable,
     feed_forward: Callable,
     apply_feed_forward: Callable,
 ) -> tuple[Callable, Callable]:
@@ -344,7 +368,7 @@ def _decoder(
         h = jax.nn.one_hot(x, vocabulary, dtype=params["tokens"].dtype) @ params["tokens"]
         h = h + params["positions"][: len(x)]
         for p in params["blocks"]:
-            h = h + dense(p["out"], attention(dense(p["mix"], layer_norm(p["norm_1"], h)), heads))
+            h = h + linear(p["out"], attention(linear(p["mix"], layer_norm(p["norm_1"], h)), heads))
             change, word = apply_feed_forward(p["feed_forward"], layer_norm(p["norm_2"], h))
             h = h + change
             said.append(word)

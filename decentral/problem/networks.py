@@ -38,6 +38,7 @@ def mlp(
     batch_size: int | None = None,
     sampling: str = "replacement",
     initialisation: str = "pytorch",
+    precision: str = "float32",
     initial: str = "common",
     seed: int = 0,
     dtype: str = "float32",
@@ -57,14 +58,17 @@ def mlp(
         sampling: "replacement": the samples of a batch are drawn with replacement; "shuffle": each worker goes through
             its samples epoch by epoch, each time in a new random order; see ``decentral.problem.sampling``.
         initialisation: one of ``decentral.problem.models.INITIALISATIONS``; "pytorch" is PyTorch's default.
+        precision: "float32": nothing is rounded; "bfloat16", "mxfp8" or "fp8_tensor": the operands of the hidden layers'
+            products are, see ``decentral.problem.precision``.
         initial: "common": all workers start at the same draw; "per_worker": each at its own.
         seed: drives the split and the partition (the starting point is drawn from the run's seed).
         dtype: "float32" or "float64" (needs x64).
     """
     loaded = load(data, list(DATA), path, test_fraction, seed)
     model = models.mlp(
-        math.prod(loaded.train_features.shape[1:]), hidden, loaded.classes, initialisation=initialisation
-    )
+        math.prod(loaded.train_features.shape[1:]), hidden, loaded.classes,
+        initialisation=initialisation, precision=precision,
+    )  # fmt: skip
     return _classifier(
         n, f"mlp_{data}", loaded, model,
         partition=partition, alpha=alpha, batch_size=batch_size, sampling=sampling, initial=initial, seed=seed, dtype=dtype,
@@ -126,6 +130,7 @@ def transformer(  # noqa: D417  what is said once is not said again
     batch_size: int | None = None,
     sampling: str = "replacement",
     initialisation: str = "pytorch",
+    precision: str = "float32",
     initial: str = "common",
     seed: int = 0,
     dtype: str = "float32",
@@ -136,7 +141,7 @@ def transformer(  # noqa: D417  what is said once is not said again
         n: workers.
         data: "markov", see ``decentral.problem.data.markov``.
         vocabulary, order, concentration, length, sequences, test_sequences: of the language and its samples.
-        width, heads, blocks: of the network, see ``decentral.problem.models.transformer``.
+        width, heads, blocks, precision: of the network, see ``decentral.problem.models.transformer``.
         partition: as of ``mlp``; a sequence's class is its most frequent token.
         alpha, batch_size, sampling, initialisation, initial, seed, dtype: as of ``mlp``; ``seed`` drives the language too.
     """
@@ -146,8 +151,9 @@ def transformer(  # noqa: D417  what is said once is not said again
         sequences=sequences, test_sequences=test_sequences, seed=seed,
     )  # fmt: skip
     model = models.transformer(
-        vocabulary, length, width=width, heads=heads, blocks=blocks, initialisation=initialisation
-    )
+        vocabulary, length, width=width, heads=heads, blocks=blocks,
+        initialisation=initialisation, precision=precision,
+    )  # fmt: skip
     problem = _classifier(
         n, "transformer_markov", loaded, model,
         partition=partition, alpha=alpha, batch_size=batch_size, sampling=sampling, initial=initial, seed=seed, dtype=dtype,
@@ -177,6 +183,7 @@ def moe(  # noqa: D417  what is said once is not said again
     batch_size: int | None = None,
     sampling: str = "replacement",
     initialisation: str = "pytorch",
+    precision: str = "float32",
     initial: str = "common",
     seed: int = 0,
     dtype: str = "float32",
@@ -190,7 +197,7 @@ def moe(  # noqa: D417  what is said once is not said again
     Args:
         n: workers.
         data, vocabulary, order, concentration, length, sequences, test_sequences: as of ``transformer``.
-        width, heads, blocks, experts, top_k, expert_width: of the network, see ``decentral.problem.models.moe``.
+        width, heads, blocks, experts, top_k, expert_width, precision: of the network, see ``decentral.problem.models.moe``.
         balance: weight of the load-balancing loss, at least 0.
         partition, alpha, batch_size, sampling, initialisation, initial, seed, dtype: as of ``transformer``.
     """
@@ -202,7 +209,8 @@ def moe(  # noqa: D417  what is said once is not said again
     )  # fmt: skip
     model, routed = models.moe(
         vocabulary, length, width=width, heads=heads, blocks=blocks,
-        experts=experts, top_k=top_k, expert_width=expert_width, initialisation=initialisation,
+        experts=experts, top_k=top_k, expert_width=expert_width,
+        initialisation=initialisation, precision=precision,
     )  # fmt: skip
 
     def loss(params: PyTree, sample: PyTree) -> jax.Array:

@@ -1,0 +1,152 @@
+"""Memory of one device: parameters, gradients, optimizer, activations, and what the algorithm keeps beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from decentral.cost.algorithms import METHODS, Algorithm
+from decentral.cost.cluster import Cluster
+from decentral.cost.layout import Layout
+from decentral.cost.workload import Measured, ResNet, Transformer, Workload
+
+RESERVED_BYTES = 2e9
+"""CUDA context, NCCL's buffers and what the allocator cannot use (recalled, order of magnitude)."""
+OPTIMIZER_BYTES = 12
+"""Of a parameter: Adam's two moments and a copy of the parameter, in float32."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the fullest device.
+
+    Attributes:
+        parts: what -> bytes.
+        available_bytes: of one device.
+    """
+
+    parts: dict[str, Any]
+    available_bytes: Any
+
+    @property
+    def total_bytes(self) -> Any:
+        """Of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> Any:
+        """Whether there is enough."""
+        return self.total_bytes <= self.available_bytes
+
+    @property
+    def verdict(self) -> str:
+        """In words, of one configuration."""
+        used, there = float(self.total_bytes), float(self.available_bytes)
+        if used <= there:
+            return f"fits: {used / 1e9:.1f} of {there / 1e9:.0f} GB"
+        return f"does not fit: {used / 1e9:.1f} GB, {(used - there) / 1e9:.1f} more than the {there / 1e9:.0f} there are"
+
+
+def memory(
+    model: Workload,
+    layout: Layout,
+    cluster: Cluster,
+    algorithm: Algorithm,
+    optimizer_bytes: float = OPTIMIZER_BYTES,
+) -> Memory:
+    """Bytes on the fullest device of one worker.
+
+    Activations of a transformer as Korthikanti et al. (arXiv 2205.05198, read in the cost study) count them, with other widths
+    for gated networks, grouped queries and experts; stage 0 of a pipeline keeps those of min(m, p) micro-batches.
+    Parameters and gradients have 2 bytes, and so has every buffer of the algorithm; what it remembers between
+    exchanges has 4.
+    """
+    method = METHODS[algorithm.kind]
+    if isinstance(model, Transformer):
+        held, largest = _held(model, layout)
+        stored = _activations(model, layout)
+    else:
+        held = np.asarray(model.parameters, float)
+        largest = np.zeros(())
+        moved = model.forward_bytes if isinstance(model, ResNet | Measured) else 0.0
+        stored = (
+            np.asarray(layout.micro_batch, float) * moved / 3 * (0.1 if layout.recompute == "full" else 1.0)
+        )
+    ranks = layout.replicas * layout.cp
+    level = ("none", "zero_1", "zero_2", "zero_3").index(layout.sharding)
+    # ACCO, DPU and WP cut the optimizer among all workers (table 1 of ACCO).
+    everyone = layout.n_workers * ranks if algorithm.kind in ("acco", "dpu", "wp") else ranks
+    cut_optimizer = everyone if level >= 1 or algorithm.kind in ("acco", "dpu", "wp") else 1.0
+    kept = held / (ranks if level >= 3 else 1.0)
+    parts = {
+        "parameters": 2 * kept + (2 * largest if level >= 3 else 0.0),
+        "gradients": 2 * held / (ranks if level >= 2 else 1.0),
+        "optimizer": optimizer_bytes * held / cut_optimizer,
+        "algorithm": (4 * (method.vectors - 1) + 2 * method.buffers) * kept,
+        "activations": stored,
+        "reserved": np.asarray(RESERVED_BYTES),
+    }
+    return Memory(parts, cluster.memory_bytes)
+
+
+def _held(model: Transformer, layout: Layout) -> tuple[Any, Any]:
+    """Parameters of the first stage on one device, and of two of its layers, which FSDP has whole at one time."""
+    cut = np.asarray(layout.tp, float)
+    dense = (model.layer_parameters - model.expert_parameters) / cut
+    experts = model.expert_parameters / (cut * layout.ep)
+    ends = model.embedding_parameters / cut
+    alone = np.asarray(layout.pp) == 1
+    output = np.where(alone & ~np.asarray(model.tied, bool), ends, 0.0)
+    return (dense + experts) / layout.pp + ends + output, 2 * (dense + experts) / np.asarray(
+        model.layers, float
+    )
+
+
+def _activations(model: Transformer, layout: Layout) -> Any:
+    tp, cp, pp = (np.asarray(x, float) for x in (layout.tp, layout.cp, layout.pp))
+    rows = np.asarray(layout.micro_batch, float) * model.sequence / cp
+    h = np.asarray(model.hidden, float)
+    shared = tp if layout.sequence_parallel else 1.0
+    whole = 10 * h / shared
+    attention = 2 * (model.heads * model.query_dim + model.kv * (model.query_dim + model.value_dim)) + 2 * (
+        model.heads * model.value_dim
+    )
+    gated = np.asarray(model.gated, float)
+
+    def wide(width: Any) -> Any:
+        return (4 + 2 * gated) * np.asarray(width, float)
+
+    feed = wide(model.ffn)
+    if model.moe is not None:
+        share = model.moe.dense_layers / np.asarray(model.layers, float)
+        sparse = (
+            wide(model.moe.top_k * np.asarray(model.moe.ffn) + model.moe.shared_ffn) + 4 * h * model.moe.top_k
+        )
+        feed = share * feed + (1 - share) * sparse
+    scores = (
+        0.0
+        if model.flash or layout.recompute == "selective"
+        else 5 * model.heads * np.asarray(model.sequence, float)
+    )
+    each = rows * (whole + (attention + feed + scores) / tp)
+    one = rows * 2 * h / shared
+    if layout.recompute == "full":
+        again = each  # of the layer that is being computed again
+        share = np.asarray(layout.recompute_share, float)
+        each = share * one + (1 - share) * each
+    else:
+        again = 0.0
+    m = layout.micro_batches
+    kept = np.minimum(m, pp) if layout.schedule != "gpipe" else m
+    if layout.schedule == "petra":  # inputs are reconstructed: the ends of one stage, and the layer at work
+        each, kept, again = 0.0 * each, 1.0, each + 4 * one
+    interleaved = np.where(
+        np.asarray(layout.virtual) > 1, 1 + (pp - 1) / (pp * np.asarray(layout.virtual, float)), 1.0
+    )
+    layers = np.asarray(model.layers, float) / pp
+    first = layers * each * kept * interleaved + again
+    scores_bytes = 6 * rows * np.asarray(model.vocab, float) / tp  # 2 bytes, and 4 in float32
+    last = layers * each * np.where(layout.schedule == "gpipe", kept, 1.0) + again + scores_bytes
+    return np.maximum(np.where(pp > 1, first, 0.0), last)
