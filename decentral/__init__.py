@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from decentral import (
         algorithm,
         analysis,
+        cost,
         engine,
         errors,
         experiment,
@@ -137,7 +138,7 @@ _HOMES = {
     "decentral.topology": ("DirectedTopology", "Topology"),
 }
 _ROOMS = (
-    "algorithm", "analysis", "engine", "errors", "experiment", "hardware", "problem", "protocol", "testing", "timing",
+    "algorithm", "analysis", "cost", "engine", "errors", "experiment", "hardware", "problem", "protocol", "testing", "timing",
     "topology",
 )  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -198,6 +199,7 @@ __all__ = [
     "Trace",
     "algorithm",
     "analysis",
+    "cost",
     "engine",
     "errors",
     "experiment",

@@ -32,7 +32,7 @@ class Algorithm:
     Args:
         kind: a key of ``METHODS``.
         name: in reports; None: its kind.
-        period: steps between two exchanges (H).
+        local_steps: steps between two exchanges (H).
         fragments: parts of the model that are synchronised in turn.
         delay_steps: steps an exchange may take before its result is used.
         message_bits: of a number that is sent; None: the kind's own.
@@ -43,7 +43,7 @@ class Algorithm:
 
     kind: str = "ddp"
     name: str | None = None
-    period: Any = None
+    local_steps: Any = None
     fragments: Any = None
     delay_steps: Any = None
     message_bits: Any = None
@@ -182,24 +182,24 @@ def ddp(algorithm: Algorithm, group: Between) -> Exchange:
 def periodic(algorithm: Algorithm, group: Between) -> Exchange:
     """Everybody stops every H steps and averages."""
     size = _bytes(algorithm, group)
-    busy = group.all_reduce_s(size) / algorithm.get("period")
-    return Exchange(busy, busy, _reduced(group, size) / algorithm.get("period"))
+    busy = group.all_reduce_s(size) / algorithm.get("local_steps")
+    return Exchange(busy, busy, _reduced(group, size) / algorithm.get("local_steps"))
 
 
 def streaming(algorithm: Algorithm, group: Between) -> Exchange:
     """A fragment at a time, each every H steps, while training goes on for ``delay_steps`` steps."""
-    parts, period = algorithm.get("fragments"), algorithm.get("period")
+    parts, local_steps = algorithm.get("fragments"), algorithm.get("local_steps")
     size = _bytes(algorithm, group) / parts
     each = group.all_reduce_s(size)
     exposed = overlapped(algorithm.get("delay_steps") * group.compute_s, each, group.constants.interference)
-    return Exchange(exposed * parts / period, each * parts / period, _reduced(group, size) * parts / period)
+    return Exchange(exposed * parts / local_steps, each * parts / local_steps, _reduced(group, size) * parts / local_steps)
 
 
 def paired(algorithm: Algorithm, group: Between) -> Exchange:
     """Every H steps one average with one other worker, while everybody stops (NoLoCo)."""
     size = _bytes(algorithm, group)
-    busy = group.exchange_s(size, group.crossing("complete")) / algorithm.get("period")
-    return Exchange(busy, busy, size / algorithm.get("period"))
+    busy = group.exchange_s(size, group.crossing("complete")) / algorithm.get("local_steps")
+    return Exchange(busy, busy, size / algorithm.get("local_steps"))
 
 
 def delayed(algorithm: Algorithm, group: Between) -> Exchange:
@@ -318,11 +318,11 @@ METHODS = {
     "ddp": Method(ddp, {"message_bits": 16, "overlap": True}, "all", 1, 0, "0", "Li et al. 2020 (recalled)"),
     "fsdp": Method(alone, {}, "all", 1, 0, "0", "Zhao et al., arXiv 2304.11277 (read: cost study)"),
     "local_sgd": Method(
-        periodic, {"period": 8, "message_bits": 32}, "all", 1, 0, "0", "Stich 2019 (recalled)"
+        periodic, {"local_steps": 8, "message_bits": 32}, "all", 1, 0, "0", "Stich 2019 (recalled)"
     ),
     "diloco": Method(
         periodic,
-        {"period": 100, "message_bits": 32},
+        {"local_steps": 100, "message_bits": 32},
         "all",
         3,
         0,
@@ -331,7 +331,7 @@ METHODS = {
     ),
     "streaming_diloco": Method(
         streaming,
-        {"period": 100, "fragments": 3, "delay_steps": 5, "message_bits": 4},
+        {"local_steps": 100, "fragments": 3, "delay_steps": 5, "message_bits": 4},
         "all",
         3,
         1,
@@ -340,7 +340,7 @@ METHODS = {
     ),
     "noloco": Method(
         paired,
-        {"period": 100, "message_bits": 32},
+        {"local_steps": 100, "message_bits": 32},
         "pair_ring",
         3,
         0,

@@ -62,6 +62,7 @@ class Work:
         attention_s: attention between tokens, beyond what its products would take at the ceiling.
         moved_s: work that only moves bytes.
         launch_s: between kernels.
+        quantise_s: casts of operands to 8 bits.
         weight_s: of all this, gradients of parameters.
     """
 
@@ -71,12 +72,13 @@ class Work:
     attention_s: Any = 0.0
     moved_s: Any = 0.0
     launch_s: Any = 0.0
+    quantise_s: Any = 0.0
     weight_s: Any = 0.0
 
     @property
     def total_s(self) -> Any:
         """All of it."""
-        return self.products_s + self.attention_s + self.moved_s + self.launch_s
+        return self.products_s + self.attention_s + self.moved_s + self.launch_s + self.quantise_s
 
     def __add__(self, other: Work) -> Work:
         return Work(*(a + b for a, b in zip(_parts(self), _parts(other), strict=True)))
@@ -186,7 +188,7 @@ def linear(
     if payload_bytes is not None:
         casts = [each * inputs + inputs * outputs, each * outputs]
         cast_s = [quantise_s(count * numbers, payload_bytes, cluster) for numbers in casts]
-        forward, backward = forward + Work(moved_s=cast_s[0]), backward + Work(moved_s=cast_s[1])
+        forward, backward = forward + Work(quantise_s=cast_s[0]), backward + Work(quantise_s=cast_s[1])
     return forward, backward + Work(weight_s=weight.products_s)
 
 

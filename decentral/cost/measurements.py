@@ -364,14 +364,14 @@ def _low_communication(row: Mapping[str, Any]) -> list[Measurement]:
         raise _Missing("the bandwidth between nodes")
     device = _device(row)
     cluster = of_device(device, hardware["count"], 1, bits * 1e9 / 8)
-    period = row["batch"].get("local_steps_H") or 1
+    local_steps = row["batch"].get("local_steps_H") or 1
     kind = {"ddp": "ddp", "localsgd": "local_sgd", "diloco": "diloco"}[row["parallelism"]["algorithm"]]
     # DDP's gradients are sent in float32 too.
-    numbers: dict[str, Any] = {"message_bits": 32} | ({} if kind == "ddp" else {"period": period})
+    numbers: dict[str, Any] = {"message_bits": 32} | ({} if kind == "ddp" else {"local_steps": local_steps})
     extra = {"compute_s": measured["compute_ms_per_step"] / 1e3, "parameters": row["model"]["params"]}
     # What was recorded has 180 steps after the warm-up: with H = 128 a single exchange.
-    exchanges = 180 // period
-    extra["share"] = exchanges * period / 180
+    exchanges = 180 // local_steps
+    extra["share"] = exchanges * local_steps / 180
     return [
         Measurement(
             row["id"], row["source"]["paper"], "low communication", "share of compute",

@@ -12,7 +12,7 @@ import numpy as np
 
 from decentral.errors import check_choice, check_integer, check_number
 
-SCHEDULES = ("1f1b", "gpipe", "interleaved", "zero_bubble", "petra")
+SCHEDULES = ("1f1b", "gpipe", "interleaved", "zero_bubble", "dualpipe", "petra")
 
 
 def petra_rate(
@@ -58,7 +58,8 @@ def bubble_s(
     Args:
         schedule: "gpipe" or "1f1b": (p - 1)(t_f + t_b), whatever ``micro_batches`` is; "interleaved": that divided by the
             ``virtual`` stages of a device (Narayanan et al., arXiv 2104.04473); "zero_bubble": (p - 1)(t_f + t_b - 2 t_w),
-            ZB-H1 of Qi et al. (arXiv 2401.10241, recalled), at the memory of 1F1B; "petra": none.
+            ZB-H1 of Qi et al. (arXiv 2401.10241, recalled), at the memory of 1F1B; "dualpipe": (p/2 - 1)(t_fb + t_b - 3 t_w),
+            with t_fb = t_f + t_b for a pass each way at once (DeepSeek-V3, arXiv 2412.19437, recalled); "petra": none.
         micro_batches: m; where it is 0 nothing is idle.
         stages: p.
         forward_s: of one micro-batch on one stage.
@@ -75,6 +76,9 @@ def bubble_s(
         return np.zeros_like(each)
     if schedule == "zero_bubble":
         each = np.maximum(each - 2 * weight_s, 0.0)
+    elif schedule == "dualpipe":
+        each = np.maximum(each + backward_s - 3 * weight_s, 0.0)
+        return np.maximum(np.asarray(stages, float) / 2 - 1, 0.0) * each
     return np.where(np.asarray(micro_batches) > 0, (np.asarray(stages, float) - 1) / virtual * each, 0.0)
 
 

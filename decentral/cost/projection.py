@@ -31,6 +31,7 @@ COMPUTE = (
     "shape",
     "attention",
     "memory-bound",
+    "quantization",
     "launches",
     "recompute",
     "routing",
@@ -240,8 +241,8 @@ def waiting(layout: Layout, algorithm: Algorithm, spread: Spread) -> Any:
     inside = expected_max(spread, layout.replicas) / spread.mean_s - 1
     if method.waits == "none":
         return 1 + inside
-    period = algorithm.get("period") if "period" in method.options else 1
-    steps = max(1, round(float(np.max(period))))
+    local_steps = algorithm.get("local_steps") if "local_steps" in method.options else 1
+    steps = max(1, round(float(np.max(local_steps))))
     if method.waits == "all":
         return inside + expected_max(spread.summed(steps), layout.n_workers) / (steps * spread.mean_s)
     n = int(min(WAITING_WORKERS, 2 ** np.floor(np.log2(max(2.0, float(np.max(layout.n_workers)))))))

@@ -176,6 +176,7 @@ def _waterfall(work: Work) -> dict[str, Any]:
         "shape": work.products_s - work.ceiling_s,
         "attention": work.attention_s,
         "memory-bound": work.moved_s,
+        "quantization": work.quantise_s,
         "launches": work.launch_s,
     }
 

@@ -364,8 +364,8 @@ def _constants_section(found: Sequence[tuple[str, Measurement]]) -> list[str]:
         f"| {len(late)} sources found later, constants fitted to the first alone | {_percent(mean_over_sources(late))} |",
         "",
         "The first time these were computed, when rules and formulas had seen the first sources alone, they were",
-        "8.4 (fitted), 9.7 (left out) and 10.6 (found later). Then all-reduces lost their low-latency protocols, collectives that are",
-        "longer than compute ceased to slow it, and the rule on overlapping tensor parallelism came in.",
+        "8.4 (fitted), 9.7 (left out) and 10.6 (found later). Then all-reduces lost their low-latency protocols, collectives",
+        "that are longer than compute ceased to slow it, and the rule on overlapping tensor parallelism came in.",
         "",
     ]
     return lines

@@ -31,7 +31,7 @@ from decentral.cost.workload import LatentAttention, Measured, MoE, ResNet, Tran
 from decentral.errors import DecentralError, InvalidInput, InvalidInputs, suggest
 from decentral.experiment.evidence import Evidence, Useful, useful
 from decentral.experiment.overrides import find_spec, read_tables
-from decentral.hardware import HARDWARE, Device, device
+from decentral.hardware import HARDWARE, Device, device, storage
 
 TABLES = (
     "name", "model", "problem", "cluster", "parallelism", "algorithm", "stragglers", "failures", "data", "prices", "training",
@@ -43,7 +43,7 @@ CLUSTERS: dict[str, Any] = {entry["name"]: entry for entry in HARDWARE["clusters
 """Name -> device, devices of a node, network."""
 WORDS = {
     "peak": "at peak", "ceiling": "largest product", "shape": "shapes", "attention": "attention", "memory-bound": "memory-bound",
-    "launches": "launches", "recompute": "recomputation", "routing": "routing", "bubble": "bubble",
+    "quantization": "quantization", "launches": "launches", "recompute": "recomputation", "routing": "routing", "bubble": "bubble",
     "tensor parallel": "tensor parallel", "context parallel": "context parallel", "expert parallel": "expert parallel",
     "sends": "sends between stages", "sharding": "sharding", "data parallel": "data parallel", "optimizer": "optimizer",
     "between workers": "between workers", "stragglers": "stragglers", "data": "data", "failures": "failures",
@@ -133,10 +133,10 @@ def load_plan(source: str | Path | Mapping[str, Any], *, overrides: Sequence[str
         wrong.append(f"search.devices: got {counts!r}; allowed: a list of whole numbers")
     layouts = []
     if layout is not None and model is not None and cluster is not None:
+        if not algorithms:
+            wrong += problems(model, layout, cluster.devices)
         for algorithm, count in zip(algorithms, workers, strict=True):
             one = replace(layout, workers=count)
-            if algorithm.kind == "petra":
-                one = replace(one, schedule="1f1b")
             wrong += problems(model, one, cluster.devices)
             wrong += _sense(algorithm, one)
             layouts.append(one)
@@ -268,7 +268,7 @@ def _measured(table: Any, notes: list[str]) -> Workload:
     from decentral.experiment.spec import validate  # these load JAX
     from decentral.problem.workload import measure
 
-    tables = {"topology": {"kind": "complete", "n": 2}, "stop": {"kind": "gradients", "gradients": 1},
+    tables = {"name": "problem", "topology": {"kind": "complete", "n": 2}, "stop": {"kind": "gradients", "gradients": 1},
               "algorithm": {"kind": "sgd"}, "problem": table}  # fmt: skip
     spec = validate(tables, "problem")
     numbers = measure(spec.problem_of(spec.seed))
@@ -438,17 +438,14 @@ def _conditions(tables: Mapping[str, Any], wrong: list[str]) -> tuple[Conditions
 
 def _storage(name: Any, room: str) -> dict[str, float]:
     """Bandwidths of a storage that comes with the package, of a drive in each node or of a file system for all."""
-    known = {entry["name"]: entry for entry in HARDWARE["storage"]}
-    if name not in known:
-        raise InvalidInput(f"{room}.storage", name, "a known storage", suggest(str(name), known))
-    entry = known[name]
-    read, write = (
-        None if entry.get(key) is None else entry[key] * 1e9 for key in ("read_GBps", "write_GBps")
-    )
+    found = storage(name, f"{room}.storage")
+    rate, key = found.write_bytes_per_s, "storage_bytes_per_s" if found.shared else "node_write_bytes_per_s"
     if room == "data":
-        return {"read_bytes_per_s": read or math.inf}
-    shared = entry["scope"] != "drive"
-    return {"storage_bytes_per_s" if shared else "node_write_bytes_per_s": write or math.inf}
+        rate, key = found.read_bytes_per_s, "read_bytes_per_s"
+    if rate is None:
+        told = f"Give {room}.{key} instead: how fast {found.name} is in this direction is not known."
+        raise InvalidInput(f"{room}.storage", name, "a storage with a known bandwidth", told)
+    return {key: rate}
 
 
 # -- what is found ---------------------------------------------------------------------------------------------------------

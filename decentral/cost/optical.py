@@ -1,0 +1,550 @@
+"""Random projections of a batch: on an optical unit, as a dense product on a GPU, and as a fast Walsh-Hadamard transform there.
+
+An optical unit multiplies binary vectors with the one random matrix it has, a vector in a frame, whatever their size; a GPU
+multiplies a matrix that it has to hold, all vectors of a batch at once; the transform needs no matrix. So the optical unit
+gains with the size and loses with the batch, and the transform is the rival that most comparisons leave out. None of these
+numbers were measured on an optical unit by us: ours is a model of one, and whether one can be had today is not known.
+
+Everything broadcasts over arrays of sizes and batches. Where a projector cannot do it at all, seconds and joules are infinite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from decentral.cost.checks import check_numbers
+from decentral.cost.cluster import MEMORY_FRACTION, Cluster
+from decentral.cost.kernels import Constants, product
+from decentral.errors import InvalidInput, suggest
+from decentral.hardware import OpticalDevice
+
+NUMBER_BYTES = 2
+"""Of an operand of the digital projectors: bf16 or fp16."""
+MATRICES = ("stored", "generated", "sharded")
+"""What a GPU may do about the matrix: hold all of it, draw it anew for every product, or share it with other GPUs."""
+GENERATED_PER_S = 1e11
+"""Random numbers a GPU draws in a second (assumed: 4.6e10 uniform ones were measured on a GTX 1070, read, duvanenko.tech.blog; an
+A100 has three times its arithmetic, and normal ones take more)."""
+OVER_COPY = ((9, 1.0), (13, 1.2), (14, 1.3), (15, 1.8))
+"""log2 of the largest transform, and the time of its kernel in 16 bits over that of a copy: A100, batch "not too small" (read,
+README of Dao-AILab/fast-hadamard-transform). Larger ones take several passes (derived)."""
+PROJECTORS = ("optical", "dense", "hadamard")
+
+
+@dataclass(frozen=True)
+class RandomProjection:
+    """What is to be projected.
+
+    Attributes:
+        inputs: numbers of a vector.
+        outputs: numbers of its projection.
+        batch: vectors.
+        mode: how the optical unit has its outputs, a key of its ``modes``.
+        complex_rows: whether the matrix of the digital rivals, and in linear modes the output, is complex. The optical one's
+            always is: behind |H x|^2 stand two real products.
+        bits: of an input; each takes a frame of its own.
+        signed: whether inputs are positive and negative: twice the frames.
+    """
+
+    inputs: Any
+    outputs: Any
+    batch: Any = 1
+    mode: str = "intensity"
+    complex_rows: bool = False
+    bits: Any = 1
+    signed: Any = False
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "outputs", "batch", "bits"):
+            check_numbers(name, getattr(self, name), 1)
+
+    @property
+    def planes(self) -> Any:
+        """Binary vectors that stand for one input vector."""
+        return np.ceil(np.asarray(self.bits, float)) * np.where(self.signed, 2.0, 1.0)
+
+    @property
+    def real_rows(self) -> Any:
+        """Rows of the digital rivals' matrix, the real and imaginary part of a complex one each counted."""
+        return np.asarray(self.outputs, float) * (2 if self.complex_rows else 1)
+
+    def words(self, unit: OpticalDevice) -> str:
+        """Size, batch, mode and kind of numbers, without which no comparison means anything. Of one projection."""
+        mode = unit.mode(self.mode)
+        frames = int(mode.frames(self.complex_rows) * self.planes)
+        made = "linear" if mode.linear else "not linear: |H x|^2"
+        signs = "signed" if self.signed else "unsigned"
+        return (
+            f"{self.inputs:,} -> {self.outputs:,}, batch {self.batch:,}, "
+            f"{'complex' if self.complex_rows else 'real'} rows, {self.bits} bit{'s' * (self.bits > 1)} {signs}, "
+            f"{self.mode} mode ({made}; {frames} frame{'s' * (frames > 1)} a vector)"
+        )
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a computer does for its optical unit, one vector after the other, while no frame is taken.
+
+    Attributes:
+        call_s: of a call of the software, with as many vectors as it sends at a time (0 to 4.3 s were measured).
+        vector_s: of each binary vector.
+        component_s: of each component of one: packing bits, copying features onto mirrors.
+        power_w: of the computer itself.
+    """
+
+    call_s: Any = 0.0
+    vector_s: Any = 0.0
+    component_s: Any = 0.0
+    power_w: Any = 0.0
+
+
+NO_HOST = Host()
+"""The unit alone, as if frames were ready."""
+MEASURED_HOST = Host(vector_s=49e-6, component_s=0.64e-9)
+"""Derived from 561 us a vector (10,000 to 10,000) and 1,123 us (810,000 to 10,000), outputs of lightonml's notebooks, with frames of
+500 us and bytes after them. Of 782 us for 25,088 to 315,000 it explains 724. What such a computer draws is not known."""
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The hardware that a projection may run on, and how it is used.
+
+    Attributes:
+        unit: the optical unit.
+        cluster: whose device is the GPU.
+        constants: what no data sheet says.
+        units: optical units that share the batch.
+        devices: GPUs that share the batch.
+        overlap: whether bytes of one frame travel while light of another is collected.
+        exposure_s: of the camera; a frame takes at least this and the unit's overhead. 0: as short as its rates need.
+        host: of the optical unit.
+        matrix: what the GPU does about the matrix: "stored", "generated" or "sharded".
+        watts: of a GPU; None: its thermal design power, which a product that waits for memory does not draw (assumed, in
+            favour of the optical unit).
+        link_bytes_per_s: over which inputs come to the GPU and outputs leave it, one way; infinite: they live there.
+        generated_per_s: random numbers a GPU draws in a second.
+        rounds: of signs and transform in the Walsh-Hadamard projection: 1 is the subsampled transform (SRHT).
+    """
+
+    unit: OpticalDevice
+    cluster: Cluster
+    constants: Constants = Constants()  # noqa: RUF009 - frozen
+    units: Any = 1
+    devices: Any = 1
+    overlap: bool = True
+    exposure_s: Any = 0.0
+    host: Host = NO_HOST
+    matrix: str = "stored"
+    watts: Any = None
+    link_bytes_per_s: Any = np.inf
+    generated_per_s: Any = GENERATED_PER_S
+    rounds: Any = 1
+
+    def __post_init__(self) -> None:
+        if self.matrix not in MATRICES:
+            raise InvalidInput(
+                "matrix", self.matrix, " or ".join(MATRICES), suggest(str(self.matrix), MATRICES)
+            )
+        for name in ("units", "devices", "rounds"):
+            check_numbers(name, getattr(self, name), 1)
+        for name in ("exposure_s", "link_bytes_per_s", "generated_per_s"):
+            check_numbers(name, getattr(self, name), 0, above=name != "exposure_s")
+
+    @property
+    def gpu_w(self) -> Any:
+        """Watts of a GPU.
+
+        Raises:
+            InvalidInput: none are given, and its thermal design power is not known.
+        """
+        watts = self.cluster.device.power_w if self.watts is None else self.watts
+        if watts is None:
+            told = f"The thermal design power of {self.cluster.device.name} is not known: give watts."
+            raise InvalidInput("watts", None, "a known power", told)
+        return check_numbers("watts", watts, 0)
+
+
+@dataclass(frozen=True)
+class ProjectorCost:
+    """What a projection takes on one projector.
+
+    Attributes:
+        projector: "optical", "dense" or "hadamard".
+        seconds: until all outputs are there; infinite where it cannot be done.
+        joules: of all that work on it; infinite likewise.
+        work_s: of frames, or of kernels, alone.
+        link_s: of bytes to and from the host alone: of the busier way.
+        bytes_in: from the host, to all units or GPUs.
+        bytes_out: to the host, from all of them.
+        matrix_bytes: that the matrix, or what stands for it, takes in all memories together.
+        devices: units or GPUs.
+        possible: whether size and memory allow it.
+    """
+
+    projector: str
+    seconds: Any
+    joules: Any
+    work_s: Any
+    link_s: Any
+    bytes_in: Any
+    bytes_out: Any
+    matrix_bytes: Any
+    devices: Any
+    possible: Any
+
+
+def frames_per_s(inputs: ArrayLike, pixels: ArrayLike, unit: OpticalDevice) -> np.ndarray:
+    """Frames an optical unit takes in a second; 0 where it has not that many mirrors or pixels."""
+    inputs, pixels = check_numbers("inputs", inputs, 1), check_numbers("pixels", pixels, 1)
+    fits = [(inputs <= rate.max_inputs) & (pixels <= rate.max_outputs) for rate in unit.rates]
+    return np.select(fits, [rate.frames_per_s for rate in unit.rates], 0.0)
+
+
+def optical(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
+    """On the optical unit: a frame, or several, for each bit plane of each vector.
+
+    A frame takes the longer of 1 / f(n, m) and exposure + 50 us (read). Bytes in, light, bytes out are three stages: F frames
+    of stages a, b, c take (F - 1) max(a, b, c) + a + b + c where they overlap, and F (a + b + c) where they do not. A unit
+    has one matrix of its size: more inputs than mirrors, or more outputs than pixels, cannot be had. An anchor's own frame,
+    one for as long as the anchor stays, is left out.
+
+    Raises:
+        InvalidInput: the unit has no such mode, or the mode no complex outputs.
+    """
+    unit, mode = rivals.unit, rivals.unit.mode(task.mode)
+    vectors = np.ceil(np.asarray(task.batch, float) / rivals.units) * task.planes
+    frames = vectors * mode.frames(task.complex_rows)
+    pixels = np.asarray(task.outputs, float) * mode.pixels_per_output
+    rate = frames_per_s(task.inputs, pixels, unit)
+    possible = rate > 0
+    light_s = np.maximum(1 / np.where(possible, rate, 1.0), rivals.exposure_s + unit.frame_overhead_s)
+    sent = np.ceil(np.asarray(task.inputs, float) * unit.input_bits / 8)
+    read = np.ceil(pixels * unit.output_bits / 8)
+    in_s, out_s = sent / unit.link_bytes_per_s, read / unit.link_bytes_per_s
+    host = rivals.host
+    calls = np.ceil(vectors / unit.vectors_per_acquisition)
+    host_s = calls * host.call_s + vectors * (host.vector_s + host.component_s * np.asarray(task.inputs))
+    seconds = _stages(frames, (in_s, light_s, out_s), rivals.overlap) + host_s
+    return _cost(
+        "optical",
+        seconds,
+        unit.power_w + host.power_w,
+        rivals.units,
+        possible,
+        work_s=frames * light_s,
+        link_s=frames * np.maximum(in_s, out_s),
+        bytes_in=rivals.units * frames * sent,
+        bytes_out=rivals.units * frames * read,
+        matrix_bytes=0.0,
+    )
+
+
+def dense(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
+    """On GPUs, as a product with a matrix of 16-bit numbers: the model of ``decentral.cost.kernels``, and one launch.
+
+    A large batch is bound by arithmetic, a single vector by reading the matrix. Where the matrix and the operands do not fit
+    into the memory, "stored" is not possible; "generated" draws the matrix for every product, once for the whole batch, and
+    "sharded" spreads its rows over the fewest GPUs that hold it, each of which multiplies the whole batch with its own.
+    """
+    cluster, per = rivals.cluster, np.ceil(np.asarray(task.batch, float) / rivals.devices)
+    inputs, rows = np.asarray(task.inputs, float), task.real_rows
+    matrix_bytes = NUMBER_BYTES * inputs * rows
+    operands = NUMBER_BYTES * per * (inputs + rows)
+    room = cluster.memory_bytes - operands
+    sharing, draws_s = 1.0, 0.0
+    if rivals.matrix == "sharded":
+        held_each = cluster.memory_bytes - NUMBER_BYTES * per * inputs  # outputs are shared too
+        sharing = np.ceil(
+            (matrix_bytes + NUMBER_BYTES * per * rows) / np.where(held_each > 0, held_each, np.inf)
+        )
+        sharing, possible = np.maximum(sharing, 1.0), held_each > 0
+    elif rivals.matrix == "generated":
+        possible, draws_s = room >= 0, inputs * rows / rivals.generated_per_s
+        matrix_bytes = 0.0 * matrix_bytes
+    else:
+        possible = matrix_bytes <= room
+    work = product(per, inputs, rows / sharing, cluster, rivals.constants)
+    work_s = work.products_s + draws_s + rivals.constants.launch_s
+    return _on_gpus("dense", task, rivals, per, work_s, sharing * matrix_bytes / sharing, sharing, possible)
+
+
+def hadamard(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
+    """On GPUs, as random signs, a Walsh-Hadamard transform and a random choice of its outputs (SRHT).
+
+    The transform needs a power of two, N >= n, that inputs are padded to with zeros; more than N outputs take several blocks,
+    each with its own signs. A block is N log2 N additions, in ceil(log2 N / 15) passes over main memory: the first reads n
+    numbers, the last writes the chosen m, those between read and write N. In one pass, up to 2^15, a compute unit has a tile
+    to itself, so that a single vector leaves the others idle (derived). Its rows are orthogonal and not independent: it is not
+    the same matrix as a Gaussian one, though it serves the same ends.
+
+    Raises:
+        InvalidInput: the device's fp32 peak is not known.
+    """
+    cluster, per = rivals.cluster, np.ceil(np.asarray(task.batch, float) / rivals.devices)
+    inputs, rows, rounds = np.asarray(task.inputs, float), task.real_rows, np.asarray(rivals.rounds, float)
+    stages = np.ceil(np.log2(inputs))
+    padded = 2.0**stages
+    blocks = np.ceil(rows / padded)
+    passes = np.maximum(np.ceil(stages / OVER_COPY[-1][0]), 1.0)
+    each = stages / passes  # stages of a pass
+    slower = np.select([each <= most for most, _ in OVER_COPY], [factor for _, factor in OVER_COPY])
+    moved = NUMBER_BYTES * per * (blocks * (inputs + 2 * padded * (rounds * passes - 1)) + rows)
+    additions = per * blocks * rounds * padded * stages
+    tiles = per * blocks * padded / 2.0**each
+    busy = np.minimum(tiles / cluster.compute_units, 1.0)
+    bandwidth = cluster.memory_bytes_per_s * MEMORY_FRACTION
+    # A peak counts a multiplication and an addition; a transform has nothing to multiply.
+    kernels_s = np.maximum(slower * moved / bandwidth, additions / (cluster.device.peak_flops("fp32") / 2))
+    work_s = kernels_s / busy + rounds * passes * rivals.constants.launch_s
+    kept = blocks * rounds * padded / 8 + 4 * rows  # a bit for a sign, 4 bytes for a place
+    possible = kept + NUMBER_BYTES * per * (inputs + blocks * padded + rows) <= cluster.memory_bytes
+    return _on_gpus("hadamard", task, rivals, per, work_s, kept, 1.0, possible)
+
+
+def project_on_each(task: RandomProjection, rivals: Rivals) -> dict[str, ProjectorCost]:
+    """Name -> cost, for the optical unit and both digital rivals."""
+    return {name: _PROJECT[name](task, rivals) for name in PROJECTORS}
+
+
+_PROJECT = {"optical": optical, "dense": dense, "hadamard": hadamard}
+
+
+def _stages(count: Any, stages: tuple, overlap: bool) -> Any:
+    together = sum(stages)
+    if not overlap:
+        return count * together
+    slowest = np.maximum(np.maximum(stages[0], stages[1]), stages[2])
+    return (count - 1) * slowest + together
+
+
+def _on_gpus(
+    name: str,
+    task: RandomProjection,
+    rivals: Rivals,
+    per: Any,
+    work_s: Any,
+    matrix_bytes: Any,
+    sharing: Any,
+    possible: Any,
+) -> ProjectorCost:
+    """Kernels of ``per`` vectors on each of the GPUs, and their bytes over the link where they do not live there."""
+    sent, read = NUMBER_BYTES * np.asarray(task.inputs, float), NUMBER_BYTES * task.real_rows / sharing
+    in_s, out_s = sent / rivals.link_bytes_per_s, read / rivals.link_bytes_per_s
+    far = np.isfinite(rivals.link_bytes_per_s)
+    devices = rivals.devices * sharing
+    return _cost(
+        name,
+        _stages(per, (in_s, work_s / per, out_s), rivals.overlap),
+        rivals.gpu_w,
+        devices,
+        possible,
+        work_s=work_s,
+        link_s=per * np.maximum(in_s, out_s),
+        bytes_in=np.where(far, devices * per * sent, 0.0),
+        bytes_out=np.where(far, devices * per * read, 0.0),
+        matrix_bytes=matrix_bytes * rivals.devices,
+    )
+
+
+def _cost(name: str, seconds: Any, watts: Any, devices: Any, possible: Any, **rest: Any) -> ProjectorCost:
+    seconds = np.where(possible, seconds, np.inf)
+    return ProjectorCost(name, seconds, watts * devices * seconds, devices=devices, possible=possible, **rest)
+
+
+# -- who wins ------------------------------------------------------------------------------------------------------------
+
+
+class Crossover(NamedTuple):
+    """Square sizes n -> n at which the optical unit is better than one rival.
+
+    Attributes:
+        first: the smallest; None: it never is, at any size that it has mirrors and pixels for.
+        wins: (from, to) of all of them, both included.
+        largest: that the unit can project in this mode.
+        without_rival: the smallest size at which the rival cannot do it at all; None: it always can.
+    """
+
+    first: int | None
+    wins: tuple[tuple[int, int], ...]
+    largest: int
+    without_rival: int | None
+
+    @property
+    def words(self) -> str:
+        """Where the optical unit wins, and where it loses."""
+        if self.first is None:
+            return f"the optical unit loses at every size up to its largest, {self.largest:,}"
+        spans = ", ".join(f"{low:,} to {high:,}" for low, high in self.wins)
+        lost = "" if self.wins == ((1, self.largest),) else "; it loses at all others"
+        gone = (
+            f"; from {self.without_rival:,} on because the rival's memory does not hold the matrix"
+            if self.without_rival
+            else ""
+        )
+        return f"the optical unit wins at {spans}{lost}{gone}"
+
+
+def crossover(
+    task: RandomProjection, rivals: Rivals, against: str = "dense", measure: str = "seconds"
+) -> Crossover:
+    """Where the optical unit wins, over all square sizes: each is evaluated, as rates and padding make steps.
+
+    Args:
+        task: batch, mode and kind of numbers, one of each; its inputs and outputs do not matter.
+        rivals: the hardware, one of each.
+        against: "dense" or "hadamard".
+        measure: "seconds" or "joules".
+
+    Raises:
+        InvalidInput: no such rival or measure.
+    """
+    for name, value, allowed in (
+        ("against", against, PROJECTORS[1:]),
+        ("measure", measure, ("seconds", "joules")),
+    ):
+        if value not in allowed:
+            raise InvalidInput(name, value, " or ".join(allowed), suggest(str(value), allowed))
+    mode = rivals.unit.mode(task.mode)
+    largest = min(rivals.unit.max_inputs, rivals.unit.max_outputs // mode.pixels_per_output)
+    sizes = np.arange(1, largest + 1)
+    square = replace(task, inputs=sizes, outputs=sizes)
+    light, rival = optical(square, rivals), _PROJECT[against](square, rivals)
+    better = np.asarray(getattr(light, measure) < getattr(rival, measure), np.int8)
+    edges = np.diff(better, prepend=0, append=0)
+    starts, ends = sizes[edges[:-1] == 1], np.flatnonzero(edges == -1)
+    wins = tuple((int(low), int(high)) for low, high in zip(starts, ends, strict=True))
+    gone = np.flatnonzero(~np.broadcast_to(rival.possible, sizes.shape))
+    return Crossover(
+        wins[0][0] if wins else None, wins, int(largest), int(sizes[gone[0]]) if len(gone) else None
+    )
+
+
+def verdict(task: RandomProjection, rivals: Rivals) -> str:
+    """Who wins in time and in energy, and by how much, with everything named that the answer depends on. Of one projection.
+
+    Raises:
+        InvalidInput: what :func:`optical` and :func:`hadamard` refuse.
+    """
+    found = project_on_each(task, rivals)
+    gpu, unit = rivals.cluster.device.name, rivals.unit
+    host = "with its host" if np.any(np.asarray(rivals.host.power_w) > 0) else "head unit alone"
+    names = {
+        "optical": f"{unit.name} ({unit.power_w:g} W, {host})",
+        "dense": f"{gpu} dense in 16 bits ({float(rivals.gpu_w):g} W; {_held(found['dense'], task, rivals)})",
+        "hadamard": f"{gpu} Walsh-Hadamard (padded to {2 ** int(np.ceil(np.log2(task.inputs))):,})",
+    }
+    lines = [f"Projection {task.words(unit)}."]
+    for words, measure, si in (("Time", "seconds", "s"), ("Energy", "joules", "J")):
+        values = {name: float(getattr(cost, measure)) for name, cost in found.items()}
+        order = sorted(values, key=values.__getitem__)
+        told = " < ".join(f"{names[name]} {_si(values[name], si)}" for name in order)
+        lines.append(f"{words}: {told}. {_standing(values)}")
+    lines.append(f"Optical mode: {unit.mode(task.mode).notes}.")
+    return "\n".join(lines)
+
+
+def _standing(values: dict[str, float]) -> str:
+    if not np.isfinite(values["optical"]):
+        return "The optical unit cannot do it: more inputs than mirrors, or outputs than pixels."
+    told = []
+    for rival in PROJECTORS[1:]:
+        ratio = values["optical"] / values[rival]
+        if not np.isfinite(values[rival]):
+            told.append(f"{rival} cannot do it")
+        elif ratio > 1:
+            told.append(f"loses to {rival} by a factor of {ratio:.3g}")
+        else:
+            told.append(f"wins over {rival} by a factor of {1 / ratio:.3g}")
+    return (
+        f"The optical unit {' and '.join(told)}."
+        if "cannot" not in told[0]
+        else (f"The optical unit {told[1]}; {told[0]}.")
+    )
+
+
+def _held(cost: ProjectorCost, task: RandomProjection, rivals: Rivals) -> str:
+    size = NUMBER_BYTES * float(task.inputs) * float(task.real_rows)
+    if rivals.matrix == "generated":
+        return f"matrix of {_si(size, 'B')} drawn anew for the batch"
+    if rivals.matrix == "sharded":
+        return f"matrix of {_si(size, 'B')} on {float(cost.devices):,.0f} GPUs"
+    memory = _si(float(rivals.cluster.memory_bytes), "B")
+    if bool(cost.possible):
+        return f"matrix of {_si(size, 'B')} stored"
+    return f"matrix of {_si(size, 'B')} does not fit into {memory}: it would have to be generated or sharded"
+
+
+def _si(value: float, unit: str) -> str:
+    if not np.isfinite(value):
+        return "not possible"
+    scale = min(max(int(np.floor(np.log10(value) / 3)), -3), 5) if value > 0 else 0
+    return f"{value / 1000.0**scale:.3g} {dict(zip(range(-3, 6), 'num kMGTP', strict=True))[scale].strip()}{unit}"
+
+
+# -- direct feedback alignment -------------------------------------------------------------------------------------------
+
+
+def feedback(
+    tokens: ArrayLike,
+    error_size: ArrayLike,
+    layers: ArrayLike,
+    hidden: ArrayLike,
+    rivals: Rivals,
+    *,
+    mode: str = "anchor",
+    bits: ArrayLike = 1,
+    signed: ArrayLike = True,
+    shared: bool = False,
+) -> dict[str, ProjectorCost]:
+    """What the feedback of a step of direct feedback alignment takes: the error of every token, projected for all layers.
+
+    One frame holds one token, so an optical unit's time grows with the tokens, and does not shrink with the batch. The mode has
+    to be linear: with |H e|^2 as feedback nothing is learned (measured, optical study: accuracy at chance). By default errors are
+    ternary, -1, 0 or 1: two planes; how that learns is to be measured, not assumed.
+
+    Args:
+        tokens: of the step, all together; ``rivals.units`` and ``rivals.devices`` share them.
+        error_size: numbers of a token's error: the vocabulary, or the width of the model.
+        layers: that get feedback.
+        hidden: width of each.
+        rivals: the hardware.
+        mode: how the optical unit has its outputs.
+        bits: of a number of the error, on the optical unit.
+        signed: whether it is positive and negative.
+        shared: whether all layers get the same feedback (as TinyDFA has it), or each its own.
+
+    Returns:
+        Name of the projector -> its cost, ``seconds`` and ``joules`` of a step.
+
+    Raises:
+        InvalidInput: the mode is unknown, or not linear.
+    """
+    if not rivals.unit.mode(mode).linear:
+        linear = [name for name, known in rivals.unit.modes.items() if known.linear]
+        raise InvalidInput(
+            "mode", mode, f"a linear mode: {', '.join(linear)}", "Feedback is H e, not |H e|^2."
+        )
+    layers, hidden = check_numbers("layers", layers, 1), check_numbers("hidden", hidden, 1)
+    outputs = hidden if shared else layers * hidden
+    task = RandomProjection(error_size, outputs, tokens, mode, False, bits, signed)
+    return project_on_each(task, rivals)
+
+
+def break_even_parameters(frames: ArrayLike, flops_per_s: ArrayLike, frames_per_s: ArrayLike) -> np.ndarray:
+    """Dense parameters per token from which skipping gradients of activations saves more time than the projection takes.
+
+    k F / (2 f): 2 FLOP for each parameter and token that the backward pass through activations needs, against k frames. Below,
+    an optical unit slows training down, if nothing hides its frames (derived).
+
+    Args:
+        frames: for each token, k.
+        flops_per_s: of the device that one unit serves, achieved, F.
+        frames_per_s: of the unit, f.
+    """
+    frames = check_numbers("frames", frames, 0)
+    flops_per_s = check_numbers("flops_per_s", flops_per_s, 0)
+    return frames * flops_per_s / (2 * check_numbers("frames_per_s", frames_per_s, 0, above=True))
