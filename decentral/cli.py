@@ -157,9 +157,10 @@ def project(options: argparse.Namespace) -> None:
     """Print what a model would cost on a cluster, and where its time goes."""
     import json
 
-    from decentral.experiment import projections as room
+    from decentral.experiment import projection_report as room
+    from decentral.experiment.projections import load_plan
 
-    plan = room.load_plan(options.spec, overrides=options.set)
+    plan = load_plan(options.spec, overrides=options.set)
     done = room.carry_out(plan)
     found = None
     if options.search:

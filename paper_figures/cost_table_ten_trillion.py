@@ -26,10 +26,10 @@ def draw(runs):
     memory = training_memory_bytes(1e13) / 1e12
     energy = training_energy_j(RUNS[2], GPU_W) / 3.6e15
     note = (
-        "8,000 A100, FLOPs alone: FLOP for each parameter and token x parameters x tokens / (GPUs x FLOP/s). The "
-        "sentence's own "
-        f"source was not found. 16 bytes for each parameter are {memory:.0f} TB, of 640 TB in 8,000 x 80 GB. At {GPU_W} W for each "
-        f"GPU with its share of the node (assumed) 17 years are {energy:.1f} TWh. Kaplan's and Chinchilla's rules recalled."
+        "8,000 A100, FLOPs alone: FLOP for each parameter and token x parameters x tokens / (GPUs x FLOP/s). The sentence's "
+        f"own source was not found. 16 bytes for each parameter are {memory:.0f} TB, of 640 TB in 8,000 x 80 GB. At {GPU_W} W "
+        f"for each GPU with its share of the node (assumed) 17 years are {energy:.1f} TWh. Kaplan's and Chinchilla's rules "
+        "recalled."
     )
     title = "17 years is one assumption about the data: a token for each parameter"
     with canvas(title, columns=1, panel=(9.4, 4.1), note=note) as (figure, ((axes,),)):
@@ -57,7 +57,7 @@ def draw(runs):
 def claims(runs):
     def one(statement, tag, accepted):
         return Claim(
-            "S2",
+            "T1",
             "Ten trillion parameters",
             statement,
             "a slide; its source was not found",

@@ -120,7 +120,7 @@ def test_run_takes_overrides_seeds_and_a_folder(decentral):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "quikstart"], "SPEC: got 'quikstart'; allowed: a TOML file, or a packaged experiment. Did you mean"),
+        (["run", "quikstart"], "SPEC: got 'quikstart'; allowed: a TOML file, or one of the packaged experiments. Did you mean"),
         (["run", "tiny.toml", "--set", "topology.n=1"], "tiny.toml: topology.n: got 1; allowed: an integer >= 2."),
         (["run", "tiny.toml", "--set", "topolgy.n=5", "seed=-1"], "tiny.toml: 2 problems\n- topolgy: unknown key."),
         (["run", "tiny.toml", "--set", "topology.n"], "--set: got 'topology.n'; allowed: KEY=VALUE with a dotted key"),

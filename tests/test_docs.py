@@ -143,6 +143,7 @@ PUBLIC = [
     "Trace",
     "algorithm",
     "analysis",
+    "cost",
     "engine",
     "errors",
     "experiment",

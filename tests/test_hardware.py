@@ -13,7 +13,8 @@ def test_units_are_flops_bytes_and_seconds():
     assert h100.memory_bytes_per_s == 3.35e12
     assert h100.scaleup_bytes_per_s == h100.peer_bytes_per_s == 450e9, "NVLink 4: 900 GB/s both ways"
     assert h100.power_w == 700
-    assert device("TPU v5p").scaleup_bytes_per_s is None
+    assert device("TPU v5p").scaleup_bytes_per_s == 6 * 90e9, "a torus: two links on each of three axes"
+    assert device("TPU v3").scaleup_bytes_per_s is None
 
 
 def test_peaks_double_when_the_format_halves():
@@ -62,7 +63,7 @@ def test_every_number_has_a_source_and_a_tag():
         assert known.memory_bytes > 0
         assert known.memory_bytes_per_s > 0
         assert all(peak > 1e12 for peak in known.peaks.values())
-        fields = {"memory_bytes", "memory_bytes_per_s", "power_w", *known.peaks}
+        fields = {"memory_bytes", "memory_bytes_per_s", "power_w", "compute_units", *known.peaks}
         assert set(known.recalled) <= fields
     b300 = device("B300")
     assert b300.tag_of("bf16") == "partly read"

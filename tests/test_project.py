@@ -12,7 +12,9 @@ from decentral.cli import main
 from decentral.errors import InvalidInputs
 from decentral.experiment import folder as folders
 from decentral.experiment.overrides import packaged
-from decentral.experiment.projections import CLUSTERS, WORDS, carry_out, data, load_plan, text
+from decentral.experiment.projection_report import WORDS, carry_out, data, text
+from decentral.experiment.projections import CLUSTERS, load_plan
+from decentral.hardware import device
 
 SMALL = {
     "model": {"layers": 8, "hidden": 512, "heads": 8, "ffn": 2048, "vocab": 32000, "sequence": 1024},
@@ -60,7 +62,7 @@ def test_the_report_names_conventions_intervals_and_what_is_not_known(capsys):
     for words in (
         "MFU (6N+causal)", "HFU", "80 % of measurements", "memory of a device", "sent by a device per step", "energy of the run",
         "acco between workers: not validated against any measurement", "low communication: 28 rows from 1 source",
-        "useful MFU", "M72", "8N", "at peak", "stragglers", "failures",
+        "useful MFU", "6N+full", "NICs of a node", "at peak", "stragglers", "failures",
     ):  # fmt: skip
         assert words in said, words
 
@@ -110,7 +112,9 @@ def test_a_search_that_finds_nothing_draws_that():
 @pytest.mark.parametrize("name", [name for name, entry in CLUSTERS.items() if entry["device"] != "any"])
 def test_every_named_cluster_can_be_used_or_says_what_it_lacks(name):
     tables = with_(cluster={"name": name, "devices": CLUSTERS[name]["gpus_per_node"] * 4})
-    tables["parallelism"] = {"dp": tables["cluster"]["devices"], "global_batch": 64}
+    tables["parallelism"] = {"dp": tables["cluster"]["devices"], "global_batch": 64, "precision": "fp16"}
+    if "fp16" not in device(CLUSTERS[name]["device"]).peaks:
+        tables["parallelism"]["precision"] = "bf16"
     if isinstance(CLUSTERS[name].get("inter_node_Gbps_per_node"), int | float):
         assert load_plan(tables).cluster.name == name
     else:
@@ -274,7 +278,7 @@ def test_evidence_that_is_not_there(tmp_path, gossip):
         ({"prices": {"pue": "low"}}, "prices.pue: got 'low'"),
         ({"failures": {"storage": "floppy"}}, "a known storage"),
         ({"training": {"convention": "5N"}}, "training.convention: got '5N'"),
-        ({"topology": {"kind": "ring"}}, "topology: unknown table"),
+        ({"topologies": {"kind": "ring"}}, "topologies: unknown table"),
         ({"search": {"devices": 64}}, "a list of whole numbers"),
     ],
 )  # fmt: skip
@@ -308,7 +312,7 @@ def test_a_missing_file_and_a_spec_of_a_run(capsys):
     assert main(["project", "nothing.toml"]) == 2
     assert "one of the packaged projections" in capsys.readouterr().err
     assert main(["project", "experiments/quickstart.toml"]) == 2
-    assert "unknown table" in capsys.readouterr().err
+    assert "decentral run takes it" in capsys.readouterr().err
 
 
 def test_overrides_and_pictures_without_a_search(capsys, tmp_path):

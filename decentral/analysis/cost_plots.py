@@ -14,12 +14,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {
-    "peak": "#3f90da", "ceiling": "#92dadd", "shape": "#b9d7ee", "attention": "#832db6", "memory-bound": "#b9ac70",
-    "launches": "#d9d1a9", "recompute": "#94a4a2", "routing": "#c9a0dc", "bubble": "#717581", "tensor parallel": "#ffa90e",
-    "context parallel": "#ffd27d", "expert parallel": "#e76300", "sends": "#f2b37f", "sharding": "#a96b59",
-    "data parallel": "#c8937f", "optimizer": "#d8d8d8", "between workers": "#bd1f01", "stragglers": "#4d4d4d",
-    "data": "#7fb77e", "failures": "#000000",
-}  # fmt: skip
+    "peak": "#3f90da",
+    "ceiling": "#92dadd",
+    "shape": "#b9d7ee",
+    "attention": "#832db6",
+    "memory-bound": "#b9ac70",
+    "quantization": "#5d9e8c",
+    "launches": "#d9d1a9",
+    "recompute": "#94a4a2",
+    "routing": "#c9a0dc",
+    "bubble": "#717581",
+    "tensor parallel": "#ffa90e",
+    "context parallel": "#ffd27d",
+    "expert parallel": "#e76300",
+    "sends": "#f2b37f",
+    "sharding": "#a96b59",
+    "data parallel": "#c8937f",
+    "optimizer": "#d8d8d8",
+    "projection": "#e0a3a3",
+    "between workers": "#bd1f01",
+    "stragglers": "#4d4d4d",
+    "data": "#7fb77e",
+    "failures": "#000000",
+}
 """Part of a step -> colour: blues compute, ambers inside a worker, red between workers, greys waiting."""
 
 

@@ -17,12 +17,12 @@ from decentral.cost import network
 from decentral.cost.cluster import MEMORY_FRACTION, Cluster
 from decentral.cost.kernels import Constants
 from decentral.cost.layout import Layout
-from decentral.cost.step import CONSTANTS, Step, overlapped
+from decentral.cost.step import CONSTANTS, Step, overlapped, reduced_behind
 from decentral.errors import suggest
+from decentral.hardware import OPTICAL_UNITS
 
-BUCKET_BYTES = 25e6
-"""Of gradients that DDP reduces at once; the last bucket has no backward pass to hide behind (recalled, PyTorch's default)."""
 GRAPHS = ("complete", "ring")
+PROJECTORS = ("dense", "hadamard", "optical")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Algorithm:
         exchanges_per_gradient: of one worker, in the mean.
         graph: "complete" or "ring": whom a worker meets.
         overlap: exchanges happen while the next gradient is computed.
+        projector: of DFA's error: "dense", "hadamard" or "optical".
+        unit: the optical unit, by name; one beside each device.
     """
 
     kind: str = "ddp"
@@ -50,6 +52,8 @@ class Algorithm:
     exchanges_per_gradient: Any = None
     graph: str | None = None
     overlap: bool | None = None
+    projector: str | None = None
+    unit: str | None = None
 
     def problems(self) -> list[str]:
         """A sentence for everything that is wrong."""
@@ -61,12 +65,16 @@ class Algorithm:
             if value is not None and one.name not in has:
                 allowed = ", ".join(has) or "none"
                 wrong.append(f"algorithm.{one.name}: {self.kind} has no such number; it has: {allowed}")
-            elif one.name in ("overlap", "graph") or value is None:
+            elif one.name in ("overlap", "graph", "projector", "unit") or value is None:
                 continue
             elif not np.all(np.isfinite(value)) or np.any(np.asarray(value) <= 0):
                 wrong.append(f"algorithm.{one.name}: got {value!r}; allowed: a number above 0")
         if self.graph is not None and self.graph not in GRAPHS:
             wrong.append(f"algorithm.graph: got {self.graph!r}; allowed: {', '.join(GRAPHS)}")
+        if self.projector is not None and self.projector not in PROJECTORS:
+            wrong.append(f"algorithm.projector: got {self.projector!r}; allowed: {', '.join(PROJECTORS)}")
+        if self.unit is not None and self.unit not in OPTICAL_UNITS:
+            wrong.append(f"algorithm.unit: got {self.unit!r}; {suggest(str(self.unit), OPTICAL_UNITS)}")
         return wrong
 
     def get(self, option: str) -> Any:
@@ -96,6 +104,7 @@ class Between:
         step: of one worker.
         constants: what no data sheet says.
         micro_batches: of a step.
+        overlap: whether the layout lets exchanges overlap, where the algorithm does not say.
     """
 
     n: Any
@@ -105,6 +114,7 @@ class Between:
     step: Step
     constants: Constants
     micro_batches: Any
+    overlap: bool = True
 
     @property
     def compute_s(self) -> Any:
@@ -119,7 +129,16 @@ class Between:
         """Messages both ways between two workers, of which a share ``crossing`` are on different nodes."""
         out = network.send_s(size, self.cluster.node_size * np.asarray(crossing, float), self.cluster)
         inside = network.send_s(size, 1.0, self.cluster, crosses=False)
-        return crossing * out + (1 - crossing) * inside
+        return self.among(crossing * out + (1 - crossing) * inside)
+
+    def among(self, value: Any) -> Any:
+        """``value``, and 0 where there is one worker, which has nobody to meet."""
+        return np.where(np.asarray(self.n) > 1, value, 0.0)
+
+    @property
+    def leaving(self) -> Any:
+        """Of what a ring of all workers passes on, the share that leaves a node."""
+        return np.where(np.asarray(self.n) > self.per_node, 1 / np.asarray(self.per_node, float), 0.0)
 
     def crossing(self, graph: str) -> Any:
         """Share of a graph's edges that join different nodes, workers numbered node after node."""
@@ -130,12 +149,17 @@ class Between:
 
 
 def between(layout: Layout, cluster: Cluster, step: Step, constants: Constants = CONSTANTS) -> Between:
-    """The groups of a layout: islands of tp pp cp replicas devices, numbered node after node."""
+    """The groups of a layout: islands of tp pp cp replicas devices, numbered node after node.
+
+    Devices of an island that hold the same parameters share what is sent: each sends its part, and what comes back is
+    gathered inside, where links are quick.
+    """
     n = layout.n_workers
     island = layout.devices / n
     per_node = np.clip(np.floor(cluster.node_size / island), 1, n)
-    shared = layout.replicas if layout.sharding == "zero_3" else 1.0
-    return Between(n, per_node, step.parameters / shared, cluster, step, constants, layout.micro_batches)
+    return Between(
+        n, per_node, step.held.shard, cluster, step, constants, layout.micro_batches, layout.overlap
+    )
 
 
 class Exchange(NamedTuple):
@@ -146,12 +170,14 @@ class Exchange(NamedTuple):
         busy_s: seconds per step in which the worker's links are in use for it.
         sent_bytes: by one device per step.
         batch: samples to an update over the batch that was asked for; above 1 where workers compute on while they wait.
+        leaving: share of ``sent_bytes`` that leaves the node.
     """
 
     exposed_s: Any
     busy_s: Any
     sent_bytes: Any
     batch: Any = 1.0
+    leaving: Any = 0.0
 
 
 # -- one function for each way of communicating -------------------------------------------------------------------------
@@ -165,25 +191,29 @@ def _reduced(group: Between, size: Any) -> Any:
     return 2 * (np.asarray(group.n, float) - 1) / group.n * size
 
 
+def _felt_s(algorithm: Algorithm, group: Between, busy_s: Any) -> Any:
+    """Seconds that an exchange beside the next gradient adds, or all of it where nothing overlaps."""
+    overlaps = (
+        algorithm.overlap if algorithm.overlap is not None else algorithm.get("overlap") and group.overlap
+    )
+    return overlapped(group.compute_s, busy_s, group.constants.interference) if overlaps else busy_s
+
+
 def ddp(algorithm: Algorithm, group: Between) -> Exchange:
     """Gradients reduced bucket by bucket while the last micro-batch goes backward; the last bucket after it."""
     size = _bytes(algorithm, group)
     busy = group.all_reduce_s(size)
-    if not algorithm.get("overlap"):
-        return Exchange(busy, busy, _reduced(group, size))
-    share = np.minimum(1.0, BUCKET_BYTES / np.maximum(size, 1.0))
-    window = group.step.backward_s
-    # The first bucket is ready, and the last one is left over, after this share of the backward pass and of the bytes.
-    felt = group.constants.interference * np.minimum(window, busy)
-    exposed = np.maximum(felt + share * busy, busy - (1 - share) * window)
-    return Exchange(np.minimum(exposed, busy), busy, _reduced(group, size))
+    exposed = busy
+    if algorithm.overlap if algorithm.overlap is not None else group.overlap:
+        exposed = reduced_behind(group.step.window_s, busy, size, group.constants.interference)
+    return Exchange(exposed, busy, _reduced(group, size), leaving=group.leaving)
 
 
 def periodic(algorithm: Algorithm, group: Between) -> Exchange:
     """Everybody stops every H steps and averages."""
     size = _bytes(algorithm, group)
     busy = group.all_reduce_s(size) / algorithm.get("local_steps")
-    return Exchange(busy, busy, _reduced(group, size) / algorithm.get("local_steps"))
+    return Exchange(busy, busy, _reduced(group, size) / algorithm.get("local_steps"), leaving=group.leaving)
 
 
 def streaming(algorithm: Algorithm, group: Between) -> Exchange:
@@ -192,23 +222,23 @@ def streaming(algorithm: Algorithm, group: Between) -> Exchange:
     size = _bytes(algorithm, group) / parts
     each = group.all_reduce_s(size)
     exposed = overlapped(algorithm.get("delay_steps") * group.compute_s, each, group.constants.interference)
-    return Exchange(exposed * parts / local_steps, each * parts / local_steps, _reduced(group, size) * parts / local_steps)
+    often = np.asarray(parts, float) / local_steps
+    return Exchange(exposed * often, each * often, _reduced(group, size) * often, leaving=group.leaving)
 
 
 def paired(algorithm: Algorithm, group: Between) -> Exchange:
     """Every H steps one average with one other worker, while everybody stops (NoLoCo)."""
-    size = _bytes(algorithm, group)
-    busy = group.exchange_s(size, group.crossing("complete")) / algorithm.get("local_steps")
-    return Exchange(busy, busy, size / algorithm.get("local_steps"))
+    size, crossing = _bytes(algorithm, group), group.crossing("complete")
+    busy = group.exchange_s(size, crossing) / algorithm.get("local_steps")
+    return Exchange(busy, busy, group.among(size / algorithm.get("local_steps")), leaving=crossing)
 
 
 def delayed(algorithm: Algorithm, group: Between) -> Exchange:
     """The last step's gradients are reduced while this step's are computed (DPU; WP guesses the parameters that come)."""
     size = _bytes(algorithm, group)
     busy = group.all_reduce_s(size)
-    return Exchange(
-        overlapped(group.compute_s, busy, group.constants.interference), busy, _reduced(group, size)
-    )
+    exposed = overlapped(group.compute_s, busy, group.constants.interference)
+    return Exchange(exposed, busy, _reduced(group, size), leaving=group.leaving)
 
 
 def accumulate(algorithm: Algorithm, group: Between) -> Exchange:
@@ -222,8 +252,8 @@ def accumulate(algorithm: Algorithm, group: Between) -> Exchange:
     micro_s = group.compute_s / group.micro_batches
     batch = np.maximum(1.0, np.ceil(each / micro_s - 1e-9) * micro_s / half)
     # per step of the batch asked for: a round is `batch` of them
-    felt = group.constants.interference * np.minimum(each, half) * 2 / batch
-    return Exchange(felt, 2 * each / batch, 2 * _reduced(group, size) / batch, batch)
+    felt = group.constants.interference * np.minimum(each, half * batch) * 2 / batch
+    return Exchange(felt, 2 * each / batch, 2 * _reduced(group, size) / batch, batch, group.leaving)
 
 
 def pairwise(algorithm: Algorithm, group: Between) -> Exchange:
@@ -233,36 +263,32 @@ def pairwise(algorithm: Algorithm, group: Between) -> Exchange:
     and writes one.
     """
     size, rate = _bytes(algorithm, group), np.asarray(algorithm.get("exchanges_per_gradient"), float)
-    busy = rate * group.exchange_s(size, group.crossing(algorithm.get("graph")))
-    mixing = rate * 3 * size / (group.cluster.memory_bytes_per_s * MEMORY_FRACTION)
-    exposed = (
-        overlapped(group.compute_s, busy, group.constants.interference) if algorithm.get("overlap") else busy
+    crossing = group.crossing(algorithm.get("graph"))
+    busy = rate * group.exchange_s(size, crossing)
+    mixing = group.among(rate * 3 * size / (group.cluster.memory_bytes_per_s * MEMORY_FRACTION))
+    return Exchange(
+        _felt_s(algorithm, group, busy) + mixing, busy, group.among(rate * size), leaving=crossing
     )
-    return Exchange(exposed + mixing, busy, rate * size)
 
 
 def neighbours(algorithm: Algorithm, group: Between) -> Exchange:
     """Every step a model to and from both neighbours of a ring."""
-    size = _bytes(algorithm, group)
-    busy = 2 * group.exchange_s(size, group.crossing("ring"))
-    exposed = (
-        overlapped(group.compute_s, busy, group.constants.interference) if algorithm.get("overlap") else busy
-    )
-    return Exchange(exposed, busy, 2 * size)
+    size, crossing = _bytes(algorithm, group), group.crossing("ring")
+    busy = 2 * group.exchange_s(size, crossing)
+    return Exchange(_felt_s(algorithm, group, busy), busy, group.among(2 * size), leaving=crossing)
 
 
 def one_peer(algorithm: Algorithm, group: Between) -> Exchange:
-    """Round k: a model to the worker 2^k further on. Hops shorter than a node stay inside, longer ones share its NICs."""
+    """Round k: a model to the worker 2^k further on. Hops shorter than a node stay inside, longer ones share its NICs.
+
+    A long round runs on under the next, short one: the mean of all rounds is set against a step. (Set against it one by one
+    they would take longer, and already the mean is more than what Wang et al. measured.)
+    """
     size, n = _bytes(algorithm, group), np.asarray(group.n, float)
     hops = np.maximum(np.ceil(np.log2(np.maximum(n, 2))), 1)
     outside = np.where(n > group.per_node, 1 - np.minimum(np.log2(group.per_node), hops) / hops, 0.0)
-    across = network.send_s(size, group.cluster.node_size, group.cluster)
-    inside = network.send_s(size, 1.0, group.cluster, crosses=False)
-    busy = outside * across + (1 - outside) * inside
-    exposed = (
-        overlapped(group.compute_s, busy, group.constants.interference) if algorithm.get("overlap") else busy
-    )
-    return Exchange(exposed, busy, size)
+    busy = outside * group.exchange_s(size, 1.0) + (1 - outside) * group.exchange_s(size, 0.0)
+    return Exchange(_felt_s(algorithm, group, busy), busy, group.among(size), leaving=outside)
 
 
 def alternating(algorithm: Algorithm, group: Between) -> Exchange:
@@ -275,16 +301,10 @@ def alternating(algorithm: Algorithm, group: Between) -> Exchange:
     inside = network.all_reduce_s(size, g, g, group.cluster)
     pair = network.all_reduce_s(size, np.minimum(2 * g, group.n), g, group.cluster)
     busy = (inside + pair) / 2
-    exposed = (
-        overlapped(group.compute_s, busy, group.constants.interference) if algorithm.get("overlap") else busy
-    )
-    sent = size * ((g - 1) / g + np.maximum(2 * g - 1, 0) / (2 * g))
-    return Exchange(exposed, busy, np.where(np.asarray(group.n) > 1, sent, 0.0))
-
-
-def alone(algorithm: Algorithm, group: Between) -> Exchange:
-    """Nothing beyond the step's own collectives."""
-    return Exchange(*(np.zeros_like(np.asarray(group.compute_s, float)),) * 3)
+    wide = np.maximum(2 * g - 1, 0) / (2 * g)
+    sent = group.among(size * ((g - 1) / g + wide))
+    leaving = np.where(np.asarray(group.n) > g, wide / g / ((g - 1) / g + wide), 0.0)
+    return Exchange(_felt_s(algorithm, group, busy), busy, sent, leaving=leaving)
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------
@@ -316,7 +336,15 @@ class Method(NamedTuple):
 _GOSSIP = {"exchanges_per_gradient": 1.0, "graph": "complete", "message_bits": 32, "overlap": True}
 METHODS = {
     "ddp": Method(ddp, {"message_bits": 16, "overlap": True}, "all", 1, 0, "0", "Li et al. 2020 (recalled)"),
-    "fsdp": Method(alone, {}, "all", 1, 0, "0", "Zhao et al., arXiv 2304.11277 (read: cost study)"),
+    "fsdp": Method(
+        ddp,
+        {"message_bits": 16, "overlap": True},
+        "all",
+        1,
+        0,
+        "0",
+        "Zhao et al., arXiv 2304.11277 (read: cost study)",
+    ),
     "local_sgd": Method(
         periodic, {"local_steps": 8, "message_bits": 32}, "all", 1, 0, "0", "Stich 2019 (recalled)"
     ),
@@ -395,10 +423,22 @@ METHODS = {
         "Wang et al. 2025 (read: cost study)",
     ),
     "petra": Method(
-        alone, {}, "none", 1, 0, "2 (J - j) / k micro-batches", "Rivaud et al., arXiv 2406.02052 (read)"
+        ddp,
+        {"message_bits": 16, "overlap": True},
+        "all",
+        1,
+        0,
+        "2 (J - j) / k micro-batches",
+        "Rivaud et al., arXiv 2406.02052 (read)",
     ),
     "dfa": Method(
-        ddp, {"message_bits": 16, "overlap": True}, "all", 1, 0, "0", "Nøkland, arXiv 1609.01596 (recalled)"
+        ddp,
+        {"message_bits": 16, "overlap": True, "projector": "dense", "unit": "LightOn OPU Gen-3"},
+        "all",
+        1,
+        0,
+        "0",
+        "Nøkland, arXiv 1609.01596 (recalled)",
     ),
 }
 """Kind -> row, by the names that ``decentral list algorithms`` has where the simulator has the algorithm."""  # fmt: skip

@@ -21,6 +21,8 @@ MEMORY_FRACTION = 0.8
 CEILING_FRACTION = 0.8
 """Largest matrix product's FLOP/s over the peak, where nobody measured it: 0.87 on A100, 0.80 on H100, 0.78 on B200, 0.51 on
 MI300X, 0.97 on Gaudi2 (measured, stas00/ml-engineering); about their mean."""
+BLOCK_SCALED = ("B200", "GB200", "B300")
+"""Beginnings of the names of devices with products of scaled blocks (MXFP8)."""
 COMPUTE_UNITS = 108
 """Of devices that have no such thing, or where it is not known: an A100's."""
 
@@ -93,11 +95,14 @@ def of_device(
     Raises:
         InvalidInput: no peak is known for the precision; no bandwidth between the devices of a node.
     """
-    dtype = "bf16" if "bf16" in device.peaks and precision != "fp16" else "fp16"
+    dtype = "fp16" if precision == "fp16" else "bf16"
     peak = device.peak_flops(dtype)
     low_peak = low_ceiling = None
     if precision in ("fp8", "mxfp8"):
-        low_peak = device.peak_flops("fp8")
+        if precision == "mxfp8" and not device.name.startswith(BLOCK_SCALED) and "mxfp8" not in device.peaks:
+            allowed = f"fp8, or a device that multiplies scaled blocks: {', '.join(BLOCK_SCALED)}"
+            raise InvalidInput("parallelism.precision", f"mxfp8 on {device.name}", allowed)
+        low_peak = device.peaks.get(precision) or device.peak_flops("fp8")
         low_ceiling = device.ceilings.get(
             "fp8", low_peak * device.ceilings.get("bf16", CEILING_FRACTION * peak) / peak
         )

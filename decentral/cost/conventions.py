@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decentral.cost.workload import Transformer, Workload
-from decentral.errors import check_choice
+from decentral.errors import InvalidInput, check_choice
 
 
 class Convention(NamedTuple):
@@ -55,22 +55,21 @@ def flops_per_token(
     """FLOPs of training on one token (of one sample, where there are no tokens).
 
     Args:
-        model: the workload. ``M72`` and ``M96`` need a transformer: they assume a feed-forward network of 4 h and as many
-            heads of keys and values as of queries, whatever the model has.
+        model: a transformer. ``M72`` and ``M96`` assume a feed-forward network of 4 h and as many heads of keys and values as of
+            queries, whatever the model has: see :func:`applicable`.
         convention: a key of ``CONVENTIONS``.
         embedding: whether P contains the input embedding (the output matrix, where they are tied).
         recomputed: whether the run recomputes; without, M96 has nothing to count beyond M72, and 8N is 6N.
 
     Raises:
-        InvalidInput: an unknown convention; one of Megatron's for something that is no transformer.
+        InvalidInput: an unknown convention; no transformer.
     """
     convention = check_choice("convention", convention, CONVENTIONS)
     counted = CONVENTIONS[convention]
     if not recomputed and counted.recompute:
         convention = {"M96": "M72", "8N": "6N"}[convention]
     if not isinstance(model, Transformer):
-        check_choice("convention", convention, ("6N", "8N"))
-        return 3 * model.forward_flops * (4 / 3 if convention == "8N" else 1)
+        raise InvalidInput("convention", convention, "none: they count tokens of transformers")
     h, s, layers, vocab = (
         np.asarray(x, float) for x in (model.hidden, model.sequence, model.layers, model.vocab)
     )
@@ -80,10 +79,31 @@ def flops_per_token(
         return 96 * layers * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
     parameters = model.active_parameters
     if not embedding:  # a tied matrix multiplies once: it stays
-        parameters = parameters - np.where(model.tied, 0.0, model.embedding_parameters)
+        positions = s * h * model.learned_positions
+        parameters = parameters - np.where(model.tied, positions, model.embedding_parameters)
     per_parameter = 8 if convention == "8N" else 6
     attention = 0.0 if counted.attention == "none" else 3 * model.core_flops(full=True)
     return per_parameter * parameters + (attention / 2 if counted.attention == "causal" else attention)
+
+
+def applicable(model: Workload, *, recomputed: bool) -> list[str]:
+    """Conventions that mean something for a workload.
+
+    Megatron's for the models they were written for; those that count a second forward pass for runs that do one.
+    """
+    if not isinstance(model, Transformer):
+        return []
+    plain = model.moe is None and model.latent is None and not np.any(model.gated)
+    plain = (
+        plain
+        and np.all(np.asarray(model.ffn) == 4 * np.asarray(model.hidden))
+        and np.all(np.asarray(model.kv) == model.heads)
+    )
+    return [
+        name
+        for name, one in CONVENTIONS.items()
+        if (plain or not name.startswith("M")) and (recomputed or not one.recompute)
+    ]
 
 
 def utilisation(samples_per_s: Any, flops: Any, devices: Any, peak_flops: Any) -> Any:

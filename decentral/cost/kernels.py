@@ -12,6 +12,8 @@ from decentral.cost.workload import Linear, ResNet, Transformer
 
 KERNELS, SPARSE_KERNELS = 16, 24
 """Of a layer, forward, where they are fused, and what routing adds; backward twice as many (assumed)."""
+SPLIT = 1024
+"""Length of the pieces that a contraction is cut into where tiles are few (assumed)."""
 TILE = 128
 """Rows and columns of the block of a product that one compute unit makes at a time."""
 
@@ -97,12 +99,14 @@ def shape_efficiency(
     """Of the largest product's FLOP/s, what ``count`` products of (rows, inputs) x (inputs, outputs) in one kernel reach.
 
     Four losses, each smooth where the machine's is a sawtooth: half a tile of rows and of columns that are computed for
-    nothing, half a wave of tiles that leaves compute units idle, and the time in which a result is written, which a long
-    contraction makes small.
+    nothing, half a wave of tiles that leaves compute units idle (where tiles are few a long contraction is cut among units),
+    and the time in which a result is written, which a long contraction makes small.
     """
     rows, inputs, outputs = (np.asarray(x, float) for x in (rows, inputs, outputs))
     tiles = np.maximum(count * rows * outputs / TILE**2, 1.0)
-    half = cluster.compute_units / 2
+    units = np.asarray(cluster.compute_units, float)
+    tiles = np.maximum(tiles, np.minimum(tiles * np.maximum(inputs / SPLIT, 1.0), 4 * units))
+    half = units / 2
     written = epilogue * cluster.ceiling_flops / (cluster.memory_bytes_per_s * MEMORY_FRACTION)
     return (
         rows
@@ -142,7 +146,8 @@ def product(
         peak, ceiling = cluster.low_peak_flops, cluster.low_ceiling_flops
     flops = 2.0 * count * rows * inputs * outputs
     at_ceiling = flops / (ceiling * constants.sustained)
-    shaped = at_ceiling / shape_efficiency(rows, inputs, outputs, cluster, constants.epilogue, count)
+    efficiency = shape_efficiency(rows, inputs, outputs, cluster, constants.epilogue, count)
+    shaped = at_ceiling / np.where(efficiency > 0, efficiency, 1.0)  # a product of nothing takes no time
     numbers = count * (rows * inputs + inputs * outputs + rows * outputs)
     moved = (1 if low else 2) * numbers / (cluster.memory_bytes_per_s * MEMORY_FRACTION)
     return Work(flops / peak, at_ceiling, np.maximum(shaped, moved))
@@ -175,11 +180,7 @@ def linear(
     """
     inputs = one.inputs / (tp if one.split == "inputs" else 1)
     outputs = one.outputs / (tp if one.split == "outputs" else 1)
-    count = (
-        np.maximum(np.asarray(one.experts, float) / ranks, 1.0)
-        if np.any(np.asarray(one.experts) > 1)
-        else 1.0
-    )
+    count = np.maximum(np.asarray(one.experts, float) / ranks, 1.0)
     each = rows * np.asarray(one.tokens, float) / count
     low = payload_bytes is not None
     forward = product(each, inputs, outputs, cluster, constants, low=low, count=count)

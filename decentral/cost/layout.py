@@ -99,49 +99,81 @@ def _divides(divisor: Any, number: Any) -> Any:
     return np.mod(np.asarray(number, float), np.asarray(divisor, float)) == 0
 
 
-def rules(model: Workload, layout: Layout, devices: Any) -> list[tuple[str, Any]]:
+def rules(model: Workload | None, layout: Layout, devices: Any = None) -> list[tuple[str, Any]]:
     """``(what is required, whether it holds)``; holds is a boolean array of the configurations' shape.
 
-    Every number is a positive whole number; tp pp cp dp = devices; what is divided divides.
+    Args:
+        model: the workload; None: rules about it are left out.
+        layout: its numbers.
+        devices: of the cluster; None: not known.
     """
     lay = layout
     found: list[tuple[str, Any]] = []
-    for name in ("tp", "pp", "dp", "cp", "ep", "global_batch", "micro_batch", "virtual"):
-        value = np.asarray(getattr(lay, name), float)
-        found.append(
-            (f"parallelism.{name}: got {_shown(value)}; allowed: whole numbers, at least 1", _whole(value))
+    names = ["tp", "pp", "dp", "cp", "ep", "global_batch", "micro_batch", "virtual"]
+    named = [(f"parallelism.{name}", getattr(lay, name)) for name in names]
+    named += [("algorithm.workers", lay.workers)] if lay.workers is not None else []
+    for name, value in named:
+        found.append((f"{name}: got {_shown(value)}; allowed: whole numbers from 1 to 10^9", _whole(value)))
+    share = np.asarray(lay.recompute_share, float)
+    found.append(
+        (
+            f"parallelism.recompute_share: got {_shown(share)}; allowed: from 0 to 1",
+            (share >= 0) & (share <= 1),
         )
-    if lay.workers is not None:
-        value = np.asarray(lay.workers, float)
-        found.append(
-            (f"algorithm.workers: got {_shown(value)}; allowed: whole numbers, at least 1", _whole(value))
-        )
+    )
     if not all(np.all(holds) for _, holds in found):
         return found
     degrees = f"tp {_shown(lay.tp)} x pp {_shown(lay.pp)} x cp {_shown(lay.cp)} x dp {_shown(lay.dp)}"
+    each = np.asarray(lay.dp, float) * lay.micro_batch
+    if devices is not None:
+        said = f"parallelism: {degrees} = {_shown(lay.devices)} devices; the cluster has {_shown(devices)}"
+        found.append((said, lay.devices == devices))
     found += [
         (
-            f"parallelism: {degrees} = {_shown(lay.devices)} devices; the cluster has {_shown(devices)}",
-            lay.devices == devices,
-        ),
-        (
-            f"parallelism: global_batch {_shown(lay.global_batch)} must be a multiple of dp x micro_batch = "
-            f"{_shown(np.asarray(lay.dp) * lay.micro_batch)}",
-            _divides(np.asarray(lay.dp) * lay.micro_batch, lay.global_batch),
+            f"parallelism: global_batch {_shown(lay.global_batch)} must be a multiple of dp x micro_batch = {_shown(each)}",
+            _divides(each, lay.global_batch),
         ),
         (
             f"algorithm.workers: {_shown(lay.n_workers)} must divide dp = {_shown(lay.dp)}",
             _divides(lay.n_workers, lay.dp),
         ),
+        (
+            "parallelism.virtual: above 1 needs the schedule interleaved, and pp above 1",
+            (np.asarray(lay.virtual) == 1) | ((lay.schedule == "interleaved") & (np.asarray(lay.pp) > 1)),
+        ),
+        (
+            f"parallelism: an interleaved schedule needs micro-batches ({_shown(lay.micro_batches)}) in multiples of "
+            f"pp = {_shown(lay.pp)}",
+            (np.asarray(lay.virtual) == 1) | _divides(lay.pp, lay.micro_batches),
+        ),
+        (
+            f"parallelism: the schedule {lay.schedule} needs pp in twos, got {_shown(lay.pp)}",
+            (lay.schedule != "dualpipe") | _divides(2, lay.pp),
+        ),
+        (
+            "parallelism.sequence_parallel needs tp above 1",
+            (not lay.sequence_parallel) | (np.asarray(lay.tp) > 1),
+        ),
     ]
+    if model is None:
+        return found
     if not isinstance(model, Transformer):
         alone = np.asarray(lay.tp) * lay.pp * lay.cp * lay.ep == 1
         return [
             *found,
             ("parallelism: only transformers are cut by tp, pp, cp and ep; others by dp alone", alone),
+            (
+                f"parallelism.precision: {lay.precision} is for transformers; allowed: bf16, fp16",
+                lay.payload_bytes is None,
+            ),
         ]
+    return found + _transformer_rules(model, lay)
+
+
+def _transformer_rules(model: Transformer, lay: Layout) -> list[tuple[str, Any]]:
     layers, pp = np.asarray(model.layers, float), np.asarray(lay.pp, float)
-    found += [
+    shared = np.asarray(lay.cp, float) * (lay.tp if lay.sequence_parallel else 1)
+    found: list[tuple[str, Any]] = [
         (
             f"parallelism: {_shown(layers)} layers must be a multiple of pp x virtual = {_shown(pp * lay.virtual)}, or must with "
             "embedding and output as a layer each",
@@ -152,51 +184,56 @@ def rules(model: Workload, layout: Layout, devices: Any) -> list[tuple[str, Any]
             _divides(lay.tp, model.heads),
         ),
         (
-            f"parallelism: tp {_shown(lay.tp)} must divide ffn {_shown(model.ffn)} and vocab rounded up to it",
+            f"parallelism: tp {_shown(lay.tp)} must divide ffn {_shown(model.ffn)}",
             _divides(lay.tp, model.ffn),
         ),
         (
-            f"parallelism: cp {_shown(lay.cp)} must divide the sequence of {_shown(model.sequence)}",
-            _divides(lay.cp, model.sequence),
+            f"parallelism: cp (x tp, where norms are shared) = {_shown(shared)} must divide the sequence of "
+            f"{_shown(model.sequence)}",
+            _divides(shared, model.sequence),
         ),
         (
-            "parallelism.virtual: above 1 needs the schedule interleaved, and pp above 1",
-            (np.asarray(lay.virtual) == 1) | ((lay.schedule == "interleaved") & (pp > 1)),
-        ),
-        (
-            f"parallelism: an interleaved schedule needs micro-batches ({_shown(lay.micro_batches)}) in multiples of "
-            f"pp = {_shown(pp)}",
-            (np.asarray(lay.virtual) == 1) | _divides(pp, lay.micro_batches),
-        ),
-        (
-            "parallelism.sequence_parallel needs tp above 1",
-            (not lay.sequence_parallel) | (np.asarray(lay.tp) > 1),
+            f"model: kv_heads {_shown(model.kv)} must divide the {_shown(model.heads)} heads",
+            _divides(model.kv, model.heads),
         ),
     ]
-    if model.moe is None:
+    if model.head_dim is None and model.latent is None:
+        found.append(
+            (
+                f"model: heads {_shown(model.heads)} must divide hidden {_shown(model.hidden)}",
+                _divides(model.heads, model.hidden),
+            )
+        )
+    moe = model.moe
+    if moe is None:
         found.append(
             (
                 f"parallelism.ep: got {_shown(lay.ep)}; the model has no experts to spread",
                 np.asarray(lay.ep) == 1,
             )
         )
-    else:
-        group = lay.replicas * lay.cp
-        found += [
-            (
-                f"parallelism: ep {_shown(lay.ep)} must divide the {_shown(model.moe.experts)} experts",
-                _divides(lay.ep, model.moe.experts),
-            ),
-            (
-                f"parallelism: ep {_shown(lay.ep)} must divide the {_shown(group)} replicas x cp of a worker",
-                _divides(lay.ep, group),
-            ),
-            (
-                f"model.moe: top_k {_shown(model.moe.top_k)} of {_shown(model.moe.experts)} experts",
-                np.asarray(model.moe.top_k) <= np.asarray(model.moe.experts),
-            ),
-        ]
-    return found
+        return found
+    group = lay.replicas * lay.cp
+    return [
+        *found,
+        (
+            f"parallelism: ep {_shown(lay.ep)} must divide the {_shown(moe.experts)} experts",
+            _divides(lay.ep, moe.experts),
+        ),
+        (
+            f"parallelism: ep {_shown(lay.ep)} must divide the {_shown(group)} replicas x cp of a worker (dp / "
+            "algorithm.workers, which without sharding is every replica its own worker)",
+            _divides(lay.ep, group),
+        ),
+        (
+            f"model.moe: top_k {_shown(moe.top_k)} of {_shown(moe.experts)} experts",
+            np.asarray(moe.top_k) <= np.asarray(moe.experts),
+        ),
+        (
+            f"model.moe: {_shown(moe.dense_layers)} dense_layers of {_shown(layers)} layers",
+            np.asarray(moe.dense_layers) <= layers,
+        ),
+    ]
 
 
 def legal(model: Workload, layout: Layout, devices: Any) -> Any:
@@ -205,7 +242,7 @@ def legal(model: Workload, layout: Layout, devices: Any) -> Any:
     return np.logical_and.reduce(np.broadcast_arrays(*holds))
 
 
-def problems(model: Workload, layout: Layout, devices: Any) -> list[str]:
+def problems(model: Workload | None, layout: Layout, devices: Any = None) -> list[str]:
     """A sentence for each rule that does not hold, and for each word that means nothing."""
     words = (
         ("schedule", layout.schedule, SCHEDULES),
@@ -222,7 +259,8 @@ def problems(model: Workload, layout: Layout, devices: Any) -> list[str]:
 
 
 def _whole(value: Any) -> Any:
-    return np.isfinite(value) & (value >= 1) & (np.mod(value, 1) == 0)
+    value = np.asarray(value, float)
+    return np.isfinite(value) & (value >= 1) & (value <= 1e9) & (np.mod(value, 1) == 0)
 
 
 def _shown(value: Any) -> str:

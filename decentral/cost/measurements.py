@@ -32,6 +32,7 @@ from decentral.cost.conventions import flops_per_token
 from decentral.cost.kernels import Constants
 from decentral.cost.layout import Layout
 from decentral.cost.moe import all_to_all_bytes
+from decentral.cost.shards import Held
 from decentral.cost.step import CONSTANTS, Step, step
 from decentral.cost.workload import LatentAttention, MoE, ResNet, Transformer
 from decentral.errors import InvalidInput
@@ -176,7 +177,12 @@ def _precision(row: Mapping[str, Any]) -> str:
         return "mxfp8"
     if "fp8" in said or "float8" in said:
         return "fp8"
-    return "fp16" if "fp16" in said and "bf16" not in said else "bf16"
+    return "bf16"
+
+
+def _dtype(device: Device, precision: str = "bf16") -> str:
+    """On devices without bf16, fp16: everywhere else both have the same peak."""
+    return "fp16" if precision == "bf16" and "bf16" not in device.peaks else precision
 
 
 def _cluster(row: Mapping[str, Any], device: Device, precision: str, count: float) -> Cluster:
@@ -192,7 +198,9 @@ def _cluster(row: Mapping[str, Any], device: Device, precision: str, count: floa
     if "Omni" in said or "Jean-Zay" in said or "Jean Zay" in said:
         rate, measured = 135e9 / 8 * (node_size / 8), True
     try:
-        return of_device(device, count, node_size, rate, precision=precision, measured=measured)
+        return of_device(
+            device, count, node_size, rate, precision=_dtype(device, precision), measured=measured
+        )
     except InvalidInput as error:
         raise _Missing(str(error)) from None
 
@@ -278,7 +286,7 @@ def _training(row: Mapping[str, Any]) -> list[Measurement]:
         global_batch=sequences, micro_batch=micro, virtual=virtual,
         schedule="interleaved" if virtual > 1 else "1f1b", sharding=sharding, recompute=recompute,
         recompute_share=share, sequence_parallel=bool(laid.get("sequence_parallel")),
-        async_tensor=any(word in said for word in HIDDEN_TENSOR), overlap=not old,
+        async_tensor=any(word in said for word in HIDDEN_TENSOR), overlap=not old or sharding == "zero_3",
         fused=any(word.lower() in said.lower() for word in FUSED), precision=precision,
     )  # fmt: skip
     cluster = _cluster(row, device, precision, count)
@@ -392,7 +400,7 @@ def _gossip(row: Mapping[str, Any]) -> list[Measurement]:
             raise _Missing("an iteration with communication: its compute is taken from this row")
         algorithm, quantity, published = _BAGUA[said], "samples/s", float(measured["images_per_s"])
         extra = {"compute_s": batch / BAGUA_ASYNC, "parameters": parameters, "samples": batch}
-        cluster = of_device(device, count, node, rate)
+        cluster = of_device(device, count, node, rate, precision=_dtype(device))
     elif measured.get("hours_90_epochs_SGP") is not None:  # a worker is a node, of which one device sends
         algorithm, quantity, published = Algorithm("sgp"), "hours", float(measured["hours_90_epochs_SGP"])
         batch = row["batch"]["global_samples"]
@@ -412,7 +420,7 @@ def _gossip(row: Mapping[str, Any]) -> list[Measurement]:
             "seconds of an iteration",
             measured["iteration_ms"] / 1e3,
         )
-        cluster = of_device(device, count, node, rate)
+        cluster = of_device(device, count, node, rate, precision=_dtype(device))
         extra = {
             "compute_s": eager_s(row["batch"]["global_tokens"] / count, device),
             "parameters": parameters,
@@ -467,10 +475,8 @@ def _between_workers(one: Measurement, constants: Constants) -> float:
     assert one.extra is not None
     assert one.algorithm is not None
     compute_s = one.extra["compute_s"]
-    zero = {"sent": 0.0}
-    given = Step(
-        {"given": compute_s}, compute_s / 3, compute_s * 2 / 3, zero, one.extra["parameters"], 0.0, 0.0
-    )
+    none, own = {"given": 0.0}, Held(one.extra["parameters"], 0.0, 0.0, 1.0, 1.0)
+    given = Step({"given": compute_s}, compute_s / 3, compute_s * 2 / 3, none, none, own, 0.0, 0.0)
     per_node = min(one.cluster.node_size, one.cluster.devices)
     group = Between(
         one.cluster.devices, per_node, one.extra["parameters"], one.cluster, given, constants, 1.0
@@ -533,9 +539,14 @@ def _all_to_alls(row: Mapping[str, Any]) -> list[Measurement]:
 
 
 def _dispatch_bandwidth(one: Measurement) -> Any:
-    """Bytes for other nodes over the time, as DeepEP counts them; in one node, bytes for other ranks."""
+    """Bytes over the time, as DeepEP counts them: a token once for each of up to 4 nodes, its own too.
+
+    In one node once for each rank. (Recalled of its test. Otherwise 58 GB/s over a NIC of 50 could not be.)
+    """
     assert one.extra is not None
     n, per_node = one.extra["n"], one.extra["per_node"]
-    sent = all_to_all_bytes(one.extra["tokens"], 7168 * one.extra["width"], 8, n, per_node, 4)
+    row = 7168 * one.extra["width"]
+    sent = all_to_all_bytes(one.extra["tokens"], row, 8, n, per_node, 4)
     seconds = network.all_to_all_s(*sent, n, per_node, one.cluster)
-    return (sent.outside if n > per_node else sent.inside) / seconds / 1e9
+    counted = one.extra["tokens"] * row * min(4, n // per_node) if n > per_node else sent.inside
+    return counted / seconds / 1e9

@@ -10,7 +10,8 @@ import numpy as np
 from decentral.cost.algorithms import METHODS, Algorithm
 from decentral.cost.cluster import Cluster
 from decentral.cost.layout import Layout
-from decentral.cost.workload import Measured, ResNet, Transformer, Workload
+from decentral.cost.shards import held
+from decentral.cost.workload import Transformer, Workload
 
 RESERVED_BYTES = 2e9
 """CUDA context, NCCL's buffers and what the allocator cannot use (recalled, order of magnitude)."""
@@ -60,51 +61,41 @@ def memory(
 
     Activations of a transformer as Korthikanti et al. (arXiv 2205.05198, read in the cost study) count them, with other widths
     for gated networks, grouped queries and experts; stage 0 of a pipeline keeps those of min(m, p) micro-batches.
-    Parameters and gradients have 2 bytes, and so has every buffer of the algorithm; what it remembers between
-    exchanges has 4.
+    Parameters and gradients have 2 bytes, what the algorithm remembers between exchanges 4, and its buffers what its
+    messages have.
     """
     method = METHODS[algorithm.kind]
-    if isinstance(model, Transformer):
-        held, largest = _held(model, layout)
-        stored = _activations(model, layout)
-    else:
-        held = np.asarray(model.parameters, float)
-        largest = np.zeros(())
-        moved = model.forward_bytes if isinstance(model, ResNet | Measured) else 0.0
-        stored = (
-            np.asarray(layout.micro_batch, float) * moved / 3 * (0.1 if layout.recompute == "full" else 1.0)
-        )
-    ranks = layout.replicas * layout.cp
+    own = held(model, layout)
     level = ("none", "zero_1", "zero_2", "zero_3").index(layout.sharding)
-    # ACCO, DPU and WP cut the optimizer among all workers (table 1 of ACCO).
-    everyone = layout.n_workers * ranks if algorithm.kind in ("acco", "dpu", "wp") else ranks
-    cut_optimizer = everyone if level >= 1 or algorithm.kind in ("acco", "dpu", "wp") else 1.0
-    kept = held / (ranks if level >= 3 else 1.0)
+    optimizer = own.shard if level >= 1 else own.whole
+    if algorithm.kind in ("acco", "dpu", "wp"):  # they cut it among all workers (table 1 of ACCO)
+        optimizer = own.shard / layout.n_workers
+    kept = own.shard if level >= 3 else own.whole
+    largest = np.zeros(())
+    if isinstance(model, Transformer):
+        # FSDP has two layers whole at one time.
+        largest = 2 * (own.dense + own.experts) * layout.pp / np.asarray(model.layers, float)
+        stored = _activations(model, layout, petra=algorithm.kind == "petra")
+    else:
+        # Of three times that a number crosses memory, one is to keep it.
+        stored = np.asarray(layout.micro_batch, float) * model.forward_bytes / 3
+    bits = np.asarray(algorithm.get("message_bits"), float)
     parts = {
         "parameters": 2 * kept + (2 * largest if level >= 3 else 0.0),
-        "gradients": 2 * held / (ranks if level >= 2 else 1.0),
-        "optimizer": optimizer_bytes * held / cut_optimizer,
-        "algorithm": (4 * (method.vectors - 1) + 2 * method.buffers) * kept,
+        "gradients": 2 * (own.shard if level >= 2 else own.whole),
+        "optimizer": optimizer_bytes * optimizer,
+        "algorithm": (4 * (method.vectors - 1) + bits / 8 * method.buffers) * kept,
         "activations": stored,
         "reserved": np.asarray(RESERVED_BYTES),
     }
     return Memory(parts, cluster.memory_bytes)
 
 
-def _held(model: Transformer, layout: Layout) -> tuple[Any, Any]:
-    """Parameters of the first stage on one device, and of two of its layers, which FSDP has whole at one time."""
-    cut = np.asarray(layout.tp, float)
-    dense = (model.layer_parameters - model.expert_parameters) / cut
-    experts = model.expert_parameters / (cut * layout.ep)
-    ends = model.embedding_parameters / cut
-    alone = np.asarray(layout.pp) == 1
-    output = np.where(alone & ~np.asarray(model.tied, bool), ends, 0.0)
-    return (dense + experts) / layout.pp + ends + output, 2 * (dense + experts) / np.asarray(
-        model.layers, float
-    )
+def _activations(model: Transformer, layout: Layout, *, petra: bool) -> Any:
+    """Of the fullest stage: the first, which has most micro-batches under way, or the last, which has the scores of the output.
 
-
-def _activations(model: Transformer, layout: Layout) -> Any:
+    PETRA's stages keep the ends of one stage for the passes under way (4 tensors of a boundary) and the layer at work.
+    """
     tp, cp, pp = (np.asarray(x, float) for x in (layout.tp, layout.cp, layout.pp))
     rows = np.asarray(layout.micro_batch, float) * model.sequence / cp
     h = np.asarray(model.hidden, float)
@@ -132,21 +123,19 @@ def _activations(model: Transformer, layout: Layout) -> Any:
     )
     each = rows * (whole + (attention + feed + scores) / tp)
     one = rows * 2 * h / shared
+    m, again = layout.micro_batches, 0.0
+    kept = np.minimum(m, pp) if layout.schedule != "gpipe" else np.where(pp > 1, m, 1.0)
+    if petra:
+        return each + 4 * one
     if layout.recompute == "full":
         again = each  # of the layer that is being computed again
         share = np.asarray(layout.recompute_share, float)
         each = share * one + (1 - share) * each
-    else:
-        again = 0.0
-    m = layout.micro_batches
-    kept = np.minimum(m, pp) if layout.schedule != "gpipe" else m
-    if layout.schedule == "petra":  # inputs are reconstructed: the ends of one stage, and the layer at work
-        each, kept, again = 0.0 * each, 1.0, each + 4 * one
     interleaved = np.where(
         np.asarray(layout.virtual) > 1, 1 + (pp - 1) / (pp * np.asarray(layout.virtual, float)), 1.0
     )
     layers = np.asarray(model.layers, float) / pp
     first = layers * each * kept * interleaved + again
     scores_bytes = 6 * rows * np.asarray(model.vocab, float) / tp  # 2 bytes, and 4 in float32
-    last = layers * each * np.where(layout.schedule == "gpipe", kept, 1.0) + again + scores_bytes
+    last = layers * each * (kept if layout.schedule == "gpipe" else 1.0) + again + scores_bytes
     return np.maximum(np.where(pp > 1, first, 0.0), last)

@@ -238,7 +238,7 @@ def all_to_all_bytes(
     """Dispatch of tokens to the ranks of their experts, or combination of what these return, routed uniformly.
 
     Without a limit each assignment is sent: tokens top_k row (1 - 1 / ranks) in all. With a limit to R nodes a token crosses
-    the network once for each node, min(top_k, R) times, and is forwarded inside it, as DeepSeek-V3 routes.
+    the network once for each node, at most min(top_k, R, nodes) times, and is forwarded inside it, as DeepSeek-V3 routes.
 
     Args:
         tokens: of a rank.
@@ -254,7 +254,8 @@ def all_to_all_bytes(
     sent = check_numbers("tokens", tokens, 0) * check_numbers("row", row, 0)
     if node_limit is None:
         return Exchange(sent * top_k * (node_size - 1) / ranks, sent * top_k * (1 - node_size / ranks))
-    nodes = np.minimum(check_numbers("node_limit", node_limit, 1), top_k)
+    there = np.ceil(ranks / node_size)
+    nodes = np.minimum(np.minimum(check_numbers("node_limit", node_limit, 1), top_k), there)
     return Exchange(sent * top_k * (1 - 1 / node_size), sent * nodes * (1 - node_size / ranks))
 
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from decentral.cost.checks import check_numbers
 from decentral.cost.cluster import MEMORY_FRACTION, Cluster
+from decentral.cost.energy import power_w
 from decentral.cost.kernels import Constants, product
 from decentral.errors import InvalidInput, suggest
 from decentral.hardware import OpticalDevice
@@ -105,8 +106,8 @@ class Host:
 NO_HOST = Host()
 """The unit alone, as if frames were ready."""
 MEASURED_HOST = Host(vector_s=49e-6, component_s=0.64e-9)
-"""Derived from 561 us a vector (10,000 to 10,000) and 1,123 us (810,000 to 10,000), outputs of lightonml's notebooks, with frames of
-500 us and bytes after them. Of 782 us for 25,088 to 315,000 it explains 724. What such a computer draws is not known."""
+"""Derived from 561 us a vector (10,000 to 10,000) and 1,123 us (810,000 to 10,000), outputs of lightonml's notebooks, with frames
+of 500 us and bytes after them. Of 782 us for 25,088 to 315,000 it explains 724. What such a computer draws is not known."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ class Rivals:
         exposure_s: of the camera; a frame takes at least this and the unit's overhead. 0: as short as its rates need.
         host: of the optical unit.
         matrix: what the GPU does about the matrix: "stored", "generated" or "sharded".
-        watts: of a GPU; None: its thermal design power, which a product that waits for memory does not draw (assumed, in
-            favour of the optical unit).
+        watts: of a GPU whose compute units are all busy; None: its thermal design power (assumed; a product that waits for
+            memory draws less: this is in favour of the optical unit). Idle units, and all of them between kernels, draw 0.3
+            of it.
         link_bytes_per_s: over which inputs come to the GPU and outputs leave it, one way; infinite: they live there.
         generated_per_s: random numbers a GPU draws in a second.
         rounds: of signs and transform in the Walsh-Hadamard projection: 1 is the subsampled transform (SRHT).
@@ -244,65 +246,79 @@ def optical(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
 
 
 def dense(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
-    """On GPUs, as a product with a matrix of 16-bit numbers: the model of ``decentral.cost.kernels``, and one launch.
+    """On GPUs, as a product with a matrix of 16-bit numbers, in the quicker of two kernels, and one launch.
 
-    A large batch is bound by arithmetic, a single vector by reading the matrix. Where the matrix and the operands do not fit
-    into the memory, "stored" is not possible; "generated" draws the matrix for every product, once for the whole batch, and
-    "sharded" spreads its rows over the fewest GPUs that hold it, each of which multiplies the whole batch with its own.
+    A large batch is a matrix product (``decentral.cost.kernels.product``), bound by arithmetic. That model cuts the result into
+    tiles, of which few vectors fill none; they are multiplied by a kernel that streams the matrix, bound by memory, or by fp32
+    arithmetic (derived). It reaches 0.8 of the memory's bandwidth here; 0.47 was measured for single vectors on V100 (read,
+    opu-kernel-experiments), which moves crossovers of single vectors down by a factor of 1.3.
+
+    A batch may come in pieces, so that the memory has to hold the matrix and a vector. Where it does not, "stored" is not
+    possible; "generated" draws the matrix for every product, once for each piece of the batch that fits; "sharded" spreads
+    its rows over the fewest GPUs that hold it, each of which multiplies the whole batch with its own.
+
+    Raises:
+        InvalidInput: the device's fp32 peak or its power is not known.
     """
-    cluster, per = rivals.cluster, np.ceil(np.asarray(task.batch, float) / rivals.devices)
+    cluster, constants = rivals.cluster, rivals.constants
+    per = np.ceil(np.asarray(task.batch, float) / rivals.devices)
     inputs, rows = np.asarray(task.inputs, float), task.real_rows
-    matrix_bytes = NUMBER_BYTES * inputs * rows
-    operands = NUMBER_BYTES * per * (inputs + rows)
-    room = cluster.memory_bytes - operands
-    sharing, draws_s = 1.0, 0.0
+    matrix_bytes, vector_bytes = NUMBER_BYTES * inputs * rows, NUMBER_BYTES * (inputs + rows)
+    room = cluster.memory_bytes - vector_bytes
+    sharing, draws_s, possible = 1.0, 0.0, matrix_bytes <= room
     if rivals.matrix == "sharded":
-        held_each = cluster.memory_bytes - NUMBER_BYTES * per * inputs  # outputs are shared too
-        sharing = np.ceil(
-            (matrix_bytes + NUMBER_BYTES * per * rows) / np.where(held_each > 0, held_each, np.inf)
-        )
-        sharing, possible = np.maximum(sharing, 1.0), held_each > 0
+        possible = room > 0
+        sharing = np.maximum(np.ceil(matrix_bytes / np.where(possible, room, np.inf)), 1.0)
     elif rivals.matrix == "generated":
-        possible, draws_s = room >= 0, inputs * rows / rivals.generated_per_s
-        matrix_bytes = 0.0 * matrix_bytes
-    else:
-        possible = matrix_bytes <= room
-    work = product(per, inputs, rows / sharing, cluster, rivals.constants)
-    work_s = work.products_s + draws_s + rivals.constants.launch_s
-    return _on_gpus("dense", task, rivals, per, work_s, sharing * matrix_bytes / sharing, sharing, possible)
+        possible = room > 0
+        pieces = np.ceil(per * vector_bytes / cluster.memory_bytes)
+        draws_s, matrix_bytes = pieces * inputs * rows / rivals.generated_per_s, 0.0 * matrix_bytes
+    mine = rows / sharing
+    tiled_s = product(per, inputs, mine, cluster, constants).products_s
+    moved = NUMBER_BYTES * (inputs * mine + per * (inputs + mine))
+    flops = 2.0 * per * inputs * mine
+    streamed_s = np.maximum(moved / _bandwidth(cluster), flops / cluster.device.peak_flops("fp32"))
+    kernels_s = np.minimum(tiled_s, streamed_s) + draws_s
+    work_s = kernels_s + constants.launch_s
+    return _on_gpus("dense", task, rivals, per, work_s, matrix_bytes, sharing, possible, kernels_s / work_s)
 
 
 def hadamard(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
     """On GPUs, as random signs, a Walsh-Hadamard transform and a random choice of its outputs (SRHT).
 
     The transform needs a power of two, N >= n, that inputs are padded to with zeros; more than N outputs take several blocks,
-    each with its own signs. A block is N log2 N additions, in ceil(log2 N / 15) passes over main memory: the first reads n
-    numbers, the last writes the chosen m, those between read and write N. In one pass, up to 2^15, a compute unit has a tile
-    to itself, so that a single vector leaves the others idle (derived). Its rows are orthogonal and not independent: it is not
-    the same matrix as a Gaussian one, though it serves the same ends.
+    each with its own signs. A block is N log2 N additions, in ceil(log2 N / 15) passes over main memory, or in one more where
+    that is quicker: the first reads n numbers, the last writes the chosen m, those between read and write N. A compute unit has
+    a tile of a pass to itself, so that a single vector leaves others, and their power, idle (derived). Rows are orthogonal and
+    not independent: it is not the same matrix as a Gaussian one, though it serves most of the same ends.
 
     Raises:
-        InvalidInput: the device's fp32 peak is not known.
+        InvalidInput: the device's fp32 peak or its power is not known.
     """
     cluster, per = rivals.cluster, np.ceil(np.asarray(task.batch, float) / rivals.devices)
     inputs, rows, rounds = np.asarray(task.inputs, float), task.real_rows, np.asarray(rivals.rounds, float)
     stages = np.ceil(np.log2(inputs))
     padded = 2.0**stages
     blocks = np.ceil(rows / padded)
-    passes = np.maximum(np.ceil(stages / OVER_COPY[-1][0]), 1.0)
-    each = stages / passes  # stages of a pass
-    slower = np.select([each <= most for most, _ in OVER_COPY], [factor for _, factor in OVER_COPY])
-    moved = NUMBER_BYTES * per * (blocks * (inputs + 2 * padded * (rounds * passes - 1)) + rows)
     additions = per * blocks * rounds * padded * stages
-    tiles = per * blocks * padded / 2.0**each
-    busy = np.minimum(tiles / cluster.compute_units, 1.0)
-    bandwidth = cluster.memory_bytes_per_s * MEMORY_FRACTION
-    # A peak counts a multiplication and an addition; a transform has nothing to multiply.
-    kernels_s = np.maximum(slower * moved / bandwidth, additions / (cluster.device.peak_flops("fp32") / 2))
-    work_s = kernels_s / busy + rounds * passes * rivals.constants.launch_s
+
+    def timed(passes: Any) -> tuple[Any, Any]:
+        each = stages / passes  # stages of a pass
+        slower = np.select([each <= most for most, _ in OVER_COPY], [factor for _, factor in OVER_COPY])
+        moved = NUMBER_BYTES * per * (blocks * (inputs + 2 * padded * (rounds * passes - 1)) + rows)
+        # A peak counts a multiplication and an addition; a transform has nothing to multiply.
+        sums_s = additions / (cluster.device.peak_flops("fp32") / 2)
+        kernels_s = np.maximum(slower * moved / _bandwidth(cluster), sums_s)
+        busy = np.minimum(per * blocks * padded / 2.0**each / cluster.compute_units, 1.0)
+        return kernels_s, kernels_s / busy + rounds * passes * rivals.constants.launch_s
+
+    fewest = np.maximum(np.ceil(stages / OVER_COPY[-1][0]), 1.0)
+    (kernels_s, work_s), (more_kernels_s, more_work_s) = timed(fewest), timed(fewest + 1)
+    kernels_s = np.where(work_s <= more_work_s, kernels_s, more_kernels_s)
+    work_s = np.minimum(work_s, more_work_s)
     kept = blocks * rounds * padded / 8 + 4 * rows  # a bit for a sign, 4 bytes for a place
-    possible = kept + NUMBER_BYTES * per * (inputs + blocks * padded + rows) <= cluster.memory_bytes
-    return _on_gpus("hadamard", task, rivals, per, work_s, kept, 1.0, possible)
+    possible = kept + NUMBER_BYTES * (inputs + blocks * padded + rows) <= cluster.memory_bytes
+    return _on_gpus("hadamard", task, rivals, per, work_s, kept, 1.0, possible, kernels_s / work_s)
 
 
 def project_on_each(task: RandomProjection, rivals: Rivals) -> dict[str, ProjectorCost]:
@@ -311,6 +327,10 @@ def project_on_each(task: RandomProjection, rivals: Rivals) -> dict[str, Project
 
 
 _PROJECT = {"optical": optical, "dense": dense, "hadamard": hadamard}
+
+
+def _bandwidth(cluster: Cluster) -> Any:
+    return cluster.memory_bytes_per_s * MEMORY_FRACTION
 
 
 def _stages(count: Any, stages: tuple, overlap: bool) -> Any:
@@ -330,6 +350,7 @@ def _on_gpus(
     matrix_bytes: Any,
     sharing: Any,
     possible: Any,
+    busy: Any,
 ) -> ProjectorCost:
     """Kernels of ``per`` vectors on each of the GPUs, and their bytes over the link where they do not live there."""
     sent, read = NUMBER_BYTES * np.asarray(task.inputs, float), NUMBER_BYTES * task.real_rows / sharing
@@ -339,7 +360,7 @@ def _on_gpus(
     return _cost(
         name,
         _stages(per, (in_s, work_s / per, out_s), rivals.overlap),
-        rivals.gpu_w,
+        power_w(rivals.gpu_w, busy),
         devices,
         possible,
         work_s=work_s,
@@ -391,7 +412,10 @@ class Crossover(NamedTuple):
 def crossover(
     task: RandomProjection, rivals: Rivals, against: str = "dense", measure: str = "seconds"
 ) -> Crossover:
-    """Where the optical unit wins, over all square sizes: each is evaluated, as rates and padding make steps.
+    """Where the optical unit wins, over square sizes, to the last number.
+
+    Looked for at all sizes up to 1,000, 1 in 500 above, and on both sides of every step (a row of the unit's rates, a power of
+    two); between two of these where the winner changes, at every size. A span of less than 0.2 % may be missed.
 
     Args:
         task: batch, mode and kind of numbers, one of each; its inputs and outputs do not matter.
@@ -408,19 +432,29 @@ def crossover(
     ):
         if value not in allowed:
             raise InvalidInput(name, value, " or ".join(allowed), suggest(str(value), allowed))
-    mode = rivals.unit.mode(task.mode)
-    largest = min(rivals.unit.max_inputs, rivals.unit.max_outputs // mode.pixels_per_output)
-    sizes = np.arange(1, largest + 1)
-    square = replace(task, inputs=sizes, outputs=sizes)
-    light, rival = optical(square, rivals), _PROJECT[against](square, rivals)
-    better = np.asarray(getattr(light, measure) < getattr(rival, measure), np.int8)
-    edges = np.diff(better, prepend=0, append=0)
-    starts, ends = sizes[edges[:-1] == 1], np.flatnonzero(edges == -1)
+    unit, each = rivals.unit, rivals.unit.mode(task.mode).pixels_per_output
+    largest = min(unit.max_inputs, unit.max_outputs // each)
+
+    def evaluate(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        square = replace(task, inputs=sizes, outputs=sizes)
+        light, rival = optical(square, rivals), _PROJECT[against](square, rivals)
+        return getattr(light, measure) < getattr(rival, measure), np.broadcast_to(rival.possible, sizes.shape)
+
+    steps = [size for rate in unit.rates for size in (rate.max_inputs, rate.max_outputs // each)]
+    steps = np.array([*steps, *(2 ** np.arange(1, 32))])
+    above = np.geomspace(1000, max(largest, 1000), 1 + int(500 * np.log(max(largest / 1000, 1)))).astype(int)
+    sizes = np.unique(np.concatenate([np.arange(1, 1001), above, steps, steps + 1, [largest]]))
+    sizes = sizes[(sizes >= 1) & (sizes <= largest)]
+    better, possible = evaluate(sizes)
+    changes = np.flatnonzero((np.diff(better) != 0) | (np.diff(possible) != 0))
+    between = [np.arange(sizes[place], sizes[place + 1]) for place in changes]
+    sizes = np.unique(np.concatenate([sizes, *between]))
+    better, possible = evaluate(sizes)
+    edges = np.diff(better.astype(np.int8), prepend=0, append=0)
+    starts, ends = sizes[edges[:-1] == 1], sizes[np.flatnonzero(edges == -1) - 1]
     wins = tuple((int(low), int(high)) for low, high in zip(starts, ends, strict=True))
-    gone = np.flatnonzero(~np.broadcast_to(rival.possible, sizes.shape))
-    return Crossover(
-        wins[0][0] if wins else None, wins, int(largest), int(sizes[gone[0]]) if len(gone) else None
-    )
+    gone = sizes[~possible]
+    return Crossover(wins[0][0] if wins else None, wins, largest, int(gone[0]) if len(gone) else None)
 
 
 def verdict(task: RandomProjection, rivals: Rivals) -> str:
@@ -454,16 +488,12 @@ def _standing(values: dict[str, float]) -> str:
     for rival in PROJECTORS[1:]:
         ratio = values["optical"] / values[rival]
         if not np.isfinite(values[rival]):
-            told.append(f"{rival} cannot do it")
+            told.append(f"has no rival in {rival}, which cannot do it")
         elif ratio > 1:
             told.append(f"loses to {rival} by a factor of {ratio:.3g}")
         else:
             told.append(f"wins over {rival} by a factor of {1 / ratio:.3g}")
-    return (
-        f"The optical unit {' and '.join(told)}."
-        if "cannot" not in told[0]
-        else (f"The optical unit {told[1]}; {told[0]}.")
-    )
+    return f"The optical unit {' and '.join(told)}."
 
 
 def _held(cost: ProjectorCost, task: RandomProjection, rivals: Rivals) -> str:
@@ -471,7 +501,8 @@ def _held(cost: ProjectorCost, task: RandomProjection, rivals: Rivals) -> str:
     if rivals.matrix == "generated":
         return f"matrix of {_si(size, 'B')} drawn anew for the batch"
     if rivals.matrix == "sharded":
-        return f"matrix of {_si(size, 'B')} on {float(cost.devices):,.0f} GPUs"
+        count = int(cost.devices)
+        return f"matrix of {_si(size, 'B')} on {count:,} GPU{'s' * (count > 1)}"
     memory = _si(float(rivals.cluster.memory_bytes), "B")
     if bool(cost.possible):
         return f"matrix of {_si(size, 'B')} stored"

@@ -12,7 +12,8 @@ import numpy as np
 
 from decentral.errors import check_choice, check_integer, check_number
 
-SCHEDULES = ("1f1b", "gpipe", "interleaved", "zero_bubble", "dualpipe", "petra")
+SCHEDULES = ("1f1b", "gpipe", "interleaved", "zero_bubble", "dualpipe")
+"""Of synchronous pipelines; PETRA and DFA have their own, "petra" and "dfa"."""
 
 
 def petra_rate(
@@ -59,7 +60,8 @@ def bubble_s(
         schedule: "gpipe" or "1f1b": (p - 1)(t_f + t_b), whatever ``micro_batches`` is; "interleaved": that divided by the
             ``virtual`` stages of a device (Narayanan et al., arXiv 2104.04473); "zero_bubble": (p - 1)(t_f + t_b - 2 t_w),
             ZB-H1 of Qi et al. (arXiv 2401.10241, recalled), at the memory of 1F1B; "dualpipe": (p/2 - 1)(t_fb + t_b - 3 t_w),
-            with t_fb = t_f + t_b for a pass each way at once (DeepSeek-V3, arXiv 2412.19437, recalled); "petra": none.
+            with t_fb = t_f + t_b for a pass each way at once (DeepSeek-V3, arXiv 2412.19437, recalled); "petra": none;
+            "dfa": (p - 1) t_f, stages go backward at once when the error is there.
         micro_batches: m; where it is 0 nothing is idle.
         stages: p.
         forward_s: of one micro-batch on one stage.
@@ -70,10 +72,12 @@ def bubble_s(
     Raises:
         InvalidInput: another schedule.
     """
-    check_choice("parallelism.schedule", schedule, SCHEDULES)
+    check_choice("parallelism.schedule", schedule, (*SCHEDULES, "petra", "dfa"))
     each = np.asarray(forward_s + backward_s, float)
     if schedule == "petra":
         return np.zeros_like(each)
+    if schedule == "dfa":
+        each = np.asarray(forward_s, float)
     if schedule == "zero_bubble":
         each = np.maximum(each - 2 * weight_s, 0.0)
     elif schedule == "dualpipe":

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from decentral.cost.algorithms import METHODS, Algorithm, Exchange, between
 from decentral.cost.cluster import Cluster
-from decentral.cost.conventions import CONVENTIONS, flops_per_token
+from decentral.cost.conventions import applicable, flops_per_token
 from decentral.cost.energy import JOULES_PER_KWH, co2_kg, energy_j, load_power_w, money, power_w
 from decentral.cost.failures import checkpoint_s, data_stall, decentralised_goodput, synchronous_goodput
 from decentral.cost.kernels import Constants
 from decentral.cost.layout import Layout
 from decentral.cost.memory import OPTIMIZER_BYTES, Memory, memory
+from decentral.cost.optical import Rivals, feedback
 from decentral.cost.step import CONSTANTS, Step, step
 from decentral.cost.stragglers import Spread, cycle_time, expected_max, partners
 from decentral.cost.workload import Transformer, Workload
+from decentral.hardware import optical_unit
 
 WAITING_WORKERS = 64
 """Of the simulated graph along which delays travel: the mean time of a round has nearly stopped growing there."""
@@ -139,13 +143,21 @@ class Projection:
 
     def conventions(self) -> dict[str, Any]:
         """Convention -> MFU, of all that apply to the workload."""
-        known = CONVENTIONS if isinstance(self.model, Transformer) else ("6N", "8N")
+        known = applicable(self.model, recomputed=self.layout.recompute == "full")
         return {name: self.mfu_in(name) for name in known}
 
     @property
     def busy(self) -> Any:
         """Share of the time in which a device computes."""
-        return np.minimum(sum(self.parts.get(name, 0.0) for name in COMPUTE) / self.step_s, 1.0)
+        computing = sum(self.parts.get(name, 0.0) for name in COMPUTE)
+        if self.algorithm.kind == "dfa" and self.algorithm.get("projector") != "optical":
+            computing = computing + self.parts.get("projection", 0.0)
+        return np.minimum(computing / self.step_s, 1.0)
+
+    @property
+    def power_known(self) -> bool:
+        """Whether there is a power to compute energy from: given, or the device's."""
+        return self.conditions.load_power_w is not None or self.cluster.device.power_w is not None
 
     @property
     def watts(self) -> Any:
@@ -190,6 +202,15 @@ class Projection:
         """What -> bytes that one device sends in a step."""
         return self.step.sent_bytes | {"between workers": self.exchange.sent_bytes}
 
+    @property
+    def link_bytes(self) -> dict[str, Any]:
+        """Link -> bytes over it in a step: "scaleup" of one device, "network" of one node's NICs together."""
+        leaving = self.step.leaving | {"between workers": self.exchange.leaving}
+        out = sum(sent * leaving[what] for what, sent in self.sent_bytes.items())
+        inside = sum(sent * (1 - leaving[what]) for what, sent in self.sent_bytes.items())
+        node = np.minimum(self.cluster.node_size, self.cluster.devices)
+        return {"scaleup": inside, "network": out * node}
+
 
 def project(
     model: Workload,
@@ -205,13 +226,14 @@ def project(
     and so idle only while a batch goes forward.
     """
     if algorithm.kind == "petra":
-        layout = replace(layout, schedule="petra", recompute="full", virtual=1)
+        layout = replace(layout, schedule="petra", recompute="full", recompute_share=1.0, virtual=1)
+    elif algorithm.kind == "dfa":
+        layout = replace(layout, schedule="dfa", virtual=1)
     alone = step(model, layout, cluster, constants)
-    if algorithm.kind == "dfa" and "bubble" in alone.parts:
-        idle = (np.asarray(layout.pp, float) - 1) * alone.forward_s
-        alone = replace(alone, parts=alone.parts | {"bubble": np.minimum(alone.parts["bubble"], idle)})
     exchange = algorithm.exchange(between(layout, cluster, alone, constants))
     parts = {**alone.parts, "between workers": exchange.exposed_s}
+    if algorithm.kind == "dfa" and isinstance(model, Transformer):
+        parts["projection"] = feedback_s(model, layout, cluster, algorithm, constants)
     together = sum(parts.values())
     parts["stragglers"] = alone.total_s * (waiting(layout, algorithm, conditions.spread) - 1)
     seconds = together + parts["stragglers"]
@@ -229,6 +251,26 @@ def project(
     return Projection(model, layout, cluster, algorithm, conditions, alone, exchange, used, parts)
 
 
+def feedback_s(
+    model: Transformer,
+    layout: Layout,
+    cluster: Cluster,
+    algorithm: Algorithm,
+    constants: Constants = CONSTANTS,
+) -> Any:
+    """Seconds of a step in which DFA's error is projected: of every token, from the vocabulary to each layer of a stage.
+
+    Nothing overlaps with it: layers wait for it. On an optical unit errors are ternary, a frame for each sign and token.
+    """
+    unit = optical_unit(algorithm.get("unit"))
+    # A dense matrix of this size may fit nowhere; it is drawn again where it is needed.
+    rivals = Rivals(unit, cluster, constants, matrix="generated", watts=1.0)
+    rows = layout.micro_batches * layout.micro_batch * model.sequence / layout.cp
+    layers = np.maximum(np.asarray(model.layers, float) / layout.pp, 1.0)
+    costs = feedback(rows, model.vocab, layers, np.asarray(model.hidden, float), rivals)
+    return costs[algorithm.get("projector")].seconds / layout.tp
+
+
 def waiting(layout: Layout, algorithm: Algorithm, spread: Spread) -> Any:
     """Mean time of a step over that of a replica alone: waiting inside a worker, and for others as the algorithm does.
 
@@ -241,13 +283,31 @@ def waiting(layout: Layout, algorithm: Algorithm, spread: Spread) -> Any:
     inside = expected_max(spread, layout.replicas) / spread.mean_s - 1
     if method.waits == "none":
         return 1 + inside
-    local_steps = algorithm.get("local_steps") if "local_steps" in method.options else 1
-    steps = max(1, round(float(np.max(local_steps))))
-    if method.waits == "all":
-        return inside + expected_max(spread.summed(steps), layout.n_workers) / (steps * spread.mean_s)
-    n = int(min(WAITING_WORKERS, 2 ** np.floor(np.log2(max(2.0, float(np.max(layout.n_workers)))))))
-    cycle = cycle_time(spread, partners(method.waits, n), n, steps=steps, cycles=200, copies=32)
-    return inside + np.where(layout.n_workers > 1, cycle / (steps * spread.mean_s), 1.0)
+    if "local_steps" not in method.options and method.waits == "all":  # one barrier for all
+        return expected_max(spread, layout.dp) / spread.mean_s
+    steps = algorithm.get("local_steps") if "local_steps" in method.options else 1
+    between = np.vectorize(_between, excluded=(0, 1), otypes=[float])(
+        spread, method.waits, steps, layout.n_workers
+    )
+    return inside + between
+
+
+@cache
+def _between(spread: Spread, waits: str, steps: float, workers: float) -> float:
+    """Mean time of a step over a worker's own, where workers wait after every ``steps``."""
+    steps = max(1, round(steps))
+    if workers <= 1:
+        return 1.0
+    if waits == "all" and (steps == 1 or spread.kind not in ("pareto", "slow_worker")):
+        return float(expected_max(spread.summed(steps), workers)) / (steps * spread.mean_s)
+    if waits == "all":  # the law of a sum of these is not known
+        waits = "barrier"
+    n = int(
+        min(WAITING_WORKERS, workers if waits in ("barrier", "ring") else 2 ** math.floor(math.log2(workers)))
+    )
+    return cycle_time(spread, partners(waits, n), n, steps=steps, cycles=200, copies=32) / (
+        steps * spread.mean_s
+    )
 
 
 def goodput(
@@ -257,7 +317,7 @@ def goodput(
     if conditions.device_mtbf_s is None:
         return 1.0
     island = layout.devices / layout.n_workers
-    if METHODS[algorithm.kind].waits == "none" and algorithm.kind not in ("acco", "petra"):
+    if METHODS[algorithm.kind].waits == "none" and algorithm.kind != "acco":  # its collective needs all
         return decentralised_goodput(conditions.device_mtbf_s / island, conditions.restart_s)
     saved_s = checkpoint_s(
         CHECKPOINT_BYTES * np.asarray(model.parameters, float),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from decentral.cost.layout import Layout, legal
 from decentral.cost.projection import NOTHING_ELSE, Conditions, Projection, project
 from decentral.cost.step import CONSTANTS
 from decentral.cost.workload import Transformer, Workload
+
+LONG = 16384
+"""Tokens of a sequence from which context parallelism is tried."""
 
 
 class Candidate(NamedTuple):
@@ -47,10 +51,12 @@ def search(
     devices: Sequence[int] = (),
     constants: Constants = CONSTANTS,
 ) -> list[Candidate]:
-    """Every legal configuration that fits, quickest first.
+    """Every legal configuration that fits, quickest first: those of the grid, and the layout itself.
 
-    Degrees and micro-batches are the powers of two, and for stages also the divisors of the number of layers; what words the
-    layout has (precision, fused, async_tensor, overlap) stays, sharding, recomputation and schedule are tried.
+    The grid: tp, cp (for sequences of 16,384 tokens and more), ep and micro-batches in powers of two, pp that divides the layers,
+    1, 2, 4 or 8 virtual stages; no sharding, ZeRO-2 (which costs no more than ZeRO-1) and FSDP; recomputation of nothing or
+    everything (of scores too, where attention stores them); 1F1B, interleaved, zero-bubble. What else the layout says (batch,
+    workers, precision, fused, async_tensor, overlap) stays.
 
     Args:
         model: the workload.
@@ -72,7 +78,7 @@ def search(
                 layout, **grid, sharding=sharding, recompute=recompute, schedule=schedule, workers=layout.workers,
                 sequence_parallel=shared, recompute_share=1.0,
             )  # fmt: skip
-            if schedule == "1f1b":
+            if schedule != "interleaved":
                 tried = replace(tried, virtual=1)
             keep = np.broadcast_to(legal(model, tried, count), grid["tp"].shape).copy()
             keep &= (np.asarray(tried.virtual) > 1) == (schedule == "interleaved")
@@ -82,6 +88,9 @@ def search(
             tried = _take(tried, keep)
             result = project(model, tried, machine, algorithm, conditions, constants)
             found += _candidates(tried, result, count, keep.sum())
+    if layout.devices == cluster.devices and bool(np.all(legal(model, layout, cluster.devices))):
+        own = project(model, layout, cluster, algorithm, conditions, constants)
+        found += _candidates(layout, own, int(cluster.devices), 1)
     return sorted(found, key=lambda one: -one.tokens_per_s)
 
 
@@ -98,11 +107,12 @@ def pareto(found: Iterable[Candidate]) -> list[Candidate]:
 def _words(model: Workload) -> list[tuple[str, str, str, bool]]:
     """Sharding, recomputation, schedule, and whether norms are shared: wherever there is tensor parallelism, it costs nothing."""
     cut = isinstance(model, Transformer)
+    again = ("none", "selective", "full") if cut and not model.flash else ("none", "full")
     return [
         (sharding, recompute, schedule, shared)
-        for sharding in ("none", "zero_1", "zero_3")
-        for recompute in ("none", "full")
-        for schedule in (("1f1b", "interleaved") if cut else ("1f1b",))
+        for sharding in ("none", "zero_2", "zero_3")
+        for recompute in again
+        for schedule in (("1f1b", "interleaved", "zero_bubble") if cut else ("1f1b",))
         for shared in ((False, True) if cut else (False,))
     ]
 
@@ -115,25 +125,23 @@ def _grid(model: Workload, layout: Layout, count: int, node_size: int) -> dict[s
     """Every combination of degrees on ``count`` devices, as arrays of one length."""
     batch = int(np.max(layout.global_batch))
     rows = []
-    tensor, stages, experts = [1], [1], [1]
+    tensor, stages, experts, contexts = [1], [1], [1], [1]
     if isinstance(model, Transformer):
         layers = int(np.max(model.layers))
         tensor = _powers(min(node_size, count))
         stages = sorted(
             {p for p in range(1, min(layers + 2, count) + 1) if layers % p == 0 or (layers + 2) % p == 0}
         )
+        if np.max(model.sequence) >= LONG:
+            contexts = _powers(min(count, 64))
         if model.moe is not None:
             experts = _powers(min(int(np.max(model.moe.experts)), count))
-    for tp in tensor:
-        for pp in stages:
-            dp, rest = divmod(count, tp * pp)
-            if rest or not dp or batch % dp:
-                continue
-            for ep in experts:
-                for micro in _powers(batch // dp):
-                    rows += [
-                        (tp, pp, dp, 1, ep, micro, virtual) for virtual in ((1, 2, 4, 8) if pp > 1 else (1,))
-                    ]
+    for tp, pp, cp in itertools.product(tensor, stages, contexts):
+        dp, rest = divmod(count, tp * pp * cp)
+        if rest or not dp or batch % dp:
+            continue
+        for ep, micro in itertools.product(experts, _powers(batch // dp)):
+            rows += [(tp, pp, dp, cp, ep, micro, virtual) for virtual in ((1, 2, 4, 8) if pp > 1 else (1,))]
     columns = np.array(rows, float).reshape(-1, 7).T
     return dict(zip(("tp", "pp", "dp", "cp", "ep", "micro_batch", "virtual"), columns, strict=True))
 

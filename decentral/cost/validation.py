@@ -224,15 +224,24 @@ MEASURED_BY = {
 """Kind of algorithm -> whose measurements are of it; the others have none."""
 
 
+MEASURED_ON = {
+    "dense, 16 bit": ("A100-SXM4-40GB", "A100-SXM4-80GB", "H100-SXM5-80GB", "H200-SXM", "H800-SXM"),
+    "dense, 16 bit, V100": ("V100-SXM2-32GB",),
+    "dense, 8 bit": ("H100-SXM5-80GB", "H200-SXM", "B200-SXM", "GB200 (per GPU)"),
+    "sparse": ("H100-SXM5-80GB", "H800-SXM", "B200-SXM", "B300-SXM", "GB200 (per GPU)"),
+    "dense, TPU": ("TPU v4",),
+}
+"""Regime -> devices of its rows (H800 is an H100 with less NVLink)."""
+
+
 def regime_of(device: str, precision: str, sparse: bool) -> str:
-    """The regime of a worker's own step."""
-    if sparse:
-        return "sparse"
-    if "TPU" in device:
-        return "dense, TPU"
-    if precision in ("fp8", "mxfp8"):
-        return "dense, 8 bit"
-    return "dense, 16 bit, V100" if "V100" in device else "dense, 16 bit"
+    """The regime of a worker's own step; of a device that nobody measured in it, words that are none."""
+    regime = "sparse" if sparse else "dense, 8 bit" if precision in ("fp8", "mxfp8") else "dense, 16 bit"
+    if not sparse and "TPU" in device:
+        regime = "dense, TPU"
+    elif not sparse and "V100" in device:
+        regime = "dense, 16 bit, V100"
+    return regime if device in MEASURED_ON[regime] else f"{regime} on {device}"
 
 
 def left_out_errors(found: Sequence[tuple[str, Measurement]]) -> dict[str, dict[str, list[float]]]:

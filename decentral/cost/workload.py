@@ -64,8 +64,9 @@ class MoE:
         shared_ffn: width of the experts every token goes to, together.
         capacity_factor: slots of an expert over the mean load, all of which are computed; 0: dropless.
         dense_layers: first layers that have the model's own ``ffn`` instead.
-        imbalance: load of the busiest expert-parallel rank over the mean, beyond what chance does; 1: a balanced router
-            (``decentral.cost.moe`` has it for a routing law and a placement).
+        skew: exponent of the Zipf law of how often experts are chosen, popular ones side by side; 0: equally often.
+        imbalance: load of the busiest expert-parallel rank over the mean, where it is known, e.g. of a placement
+            (``decentral.cost.moe.place``); what chance and skew do is the least.
         node_limit: nodes that the experts of a token may be on; None: any.
     """
 
@@ -75,6 +76,7 @@ class MoE:
     shared_ffn: Any = 0
     capacity_factor: Any = 0
     dense_layers: Any = 0
+    skew: Any = 0
     imbalance: Any = 1
     node_limit: Any = None
 
@@ -161,14 +163,12 @@ class Transformer:
             return [Linear("query, key, value", h, (a + 2 * self.kv) * self.query_dim, "outputs"), output]
         low = self.latent
         queries = a * (low.nope_dim + low.rope_dim)
-        into = [
-            Linear("query down", h, low.query_rank, ""),
-            Linear("query up", low.query_rank, queries, "outputs"),
-        ]
-        if np.all(np.asarray(low.query_rank) == 0):
-            into = [Linear("query", h, queries, "outputs")]
+        rank = np.where(
+            np.asarray(low.query_rank) > 0, low.query_rank, h
+        )  # 0: straight from the residual stream
         return [
-            *into,
+            Linear("query down", h, low.query_rank, ""),
+            Linear("query up", rank, queries, "outputs"),
             Linear("key, value down", h, low.kv_rank + low.rope_dim, ""),
             Linear("key, value up", low.kv_rank, a * (low.nope_dim + low.value_dim), "outputs"),
             output,
@@ -189,7 +189,7 @@ class Transformer:
         """All products of a sparse layer, as the model needs them (capacity that stays empty is the hardware's)."""
         assert self.moe is not None
         moe = self.moe
-        shared = self._ffn("shared", moe.shared_ffn) if np.any(np.asarray(moe.shared_ffn) > 0) else []
+        shared = self._ffn("shared", moe.shared_ffn)
         return [
             *self.attention_linears(),
             Linear("router", self.hidden, moe.experts, ""),
@@ -202,8 +202,7 @@ class Transformer:
         if self.moe is None:
             return [(self.layers, self.dense_linears())]
         dense = self.moe.dense_layers
-        sparse = (np.asarray(self.layers) - dense, self.sparse_linears())
-        return [sparse] if np.all(np.asarray(dense) == 0) else [(dense, self.dense_linears()), sparse]
+        return [(dense, self.dense_linears()), (np.asarray(self.layers) - dense, self.sparse_linears())]
 
     @property
     def logits(self) -> Linear:

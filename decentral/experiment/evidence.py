@@ -143,7 +143,10 @@ def _unmatched(summary: Mapping[str, Any], n: int, one: Projection) -> tuple[str
         if "exchanges_per_gradient" in options
         else 1.0
     )
-    message = float(np.max(one.exchange.busy_s)) / rate / float(np.max(one.step.total_s))
+    every = float(np.max(one.algorithm.get("local_steps"))) if "local_steps" in options else 1.0
+    if "fragments" in options:
+        every /= float(np.max(one.algorithm.get("fragments")))
+    message = float(np.max(one.exchange.busy_s)) * every / rate / float(np.max(one.step.total_s))
     late = rate if method.buffers >= 2 else float(method.buffers)
     pairs = {
         "message / gradient time": ((timeline.get("message_age_s_mean") or 0.0) * per_s, message),
