@@ -87,6 +87,7 @@ def pareto_figure(title: str, found: Sequence[Candidate]) -> Figure:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 4.6), layout="constrained")
@@ -106,6 +107,10 @@ def pareto_figure(title: str, found: Sequence[Candidate]) -> Figure:
             dots = axes.scatter(*points.T, c=memory, s=14, cmap="viridis", linewidths=0)
             figure.colorbar(dots, ax=axes, label="memory of the fullest device (GB)")
             axes.set(xscale="log", yscale="log", xlabel="device-hours per million tokens")
+            for axis, words in ((axes.xaxis, "{x:g}"), (axes.yaxis, "{x:,.0f}")):
+                axis.set_major_formatter(words)
+                axis.set_minor_locator(LogLocator(subs=(2, 5)))
+                axis.set_minor_formatter(words)
         else:
             axes.scatter(*points.T, s=14, color="#92b4d4", linewidths=0, label="legal layouts that fit")
             axes.set(xlabel="memory of the fullest device (GB)", ylim=(0, None))
