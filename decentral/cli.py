@@ -160,6 +160,11 @@ def project(options: argparse.Namespace) -> None:
     from decentral.experiment import projection_report as room
     from decentral.experiment.projections import load_plan
 
+    for option, target in (("--plot", options.plot), ("--pareto", options.pareto)):
+        if target and os.path.splitext(target)[1].lower() not in (".png", ".pdf", ".svg"):
+            raise InvalidInput(option, target, "a file name that ends in .png, .pdf or .svg")
+    if options.pareto and not options.search:
+        raise InvalidInput("--pareto", options.pareto, "with --search")
     plan = load_plan(options.spec, overrides=options.set)
     done = room.carry_out(plan)
     found = None
@@ -180,29 +185,31 @@ def project(options: argparse.Namespace) -> None:
             numbers["search"] = room.search_data(found)
         if options.sensitivity:
             numbers["sensitivity"] = room.sensitivity_data(done.projections)
-        print(json.dumps(numbers, indent=2))
+        print(json.dumps(numbers, indent=2, allow_nan=False))
     else:
         print(room.text(done), end="")
         if options.sensitivity:
             print("\n" + room.sensitivity_text(done.projections), end="")
         if found is not None:
             print("\n" + room.search_text(plan, found), end="")
-    said = sys.stderr if options.json else sys.stdout
-    if options.plot:
-        from decentral.analysis.cost_plots import breakdown_figure
+    drawn = {}
+    if options.plot or options.pareto:
+        from decentral.analysis.cost_plots import breakdown_figure, pareto_figure
         from decentral.analysis.plots import save_figure
 
-        parts = {one.algorithm.label: one.parts for one in done.projections}
-        save_figure(breakdown_figure(plan.name, parts, room.WORDS), options.plot)
-        print(options.plot, file=said)
-    if options.pareto:
-        from decentral.analysis.cost_plots import pareto_figure
-        from decentral.analysis.plots import save_figure
-
-        if found is None:
-            raise InvalidInput("--pareto", options.pareto, "with --search")
-        save_figure(pareto_figure(plan.name, found), options.pareto)
-        print(options.pareto, file=said)
+        if options.plot:
+            parts = {one.algorithm.label: one.parts for one in done.projections}
+            drawn[options.plot] = breakdown_figure(plan.name, parts, room.WORDS)
+        if options.pareto:
+            drawn[options.pareto] = pareto_figure(plan.name, found or [])
+    for target, figure in drawn.items():
+        try:
+            save_figure(figure, target)
+        except OSError as error:
+            raise InvalidInput(
+                "--plot or --pareto", target, "a file that can be written", str(error)
+            ) from None
+        print(target, file=sys.stderr if options.json else sys.stdout)
 
 
 def figures(options: argparse.Namespace) -> int:

@@ -109,37 +109,36 @@ def published_tflops():
     for row in measurements():
         measured = row["measured"]
         what = read(row)
-        if (
-            "tflops_per_gpu" not in measured
-            or isinstance(what, str)
-            or "tokens_per_s_per_gpu" not in measured
-        ):
+        known = {"tokens_per_s", "tokens_per_s_per_gpu", "step_time_s"} & measured.keys()
+        if "tflops_per_gpu" not in measured or isinstance(what, str) or not known:
             continue
         one = what[0]
         convention, embedding = convention_of(row)
         flops = cost.flops_per_token(
             one.model, convention, embedding=embedding, recomputed=one.layout.recompute == "full"
         )
-        yield row, measured["tflops_per_gpu"], float(flops) * measured["tokens_per_s_per_gpu"] / 1e12
+        yield (
+            row,
+            measured["tflops_per_gpu"],
+            float(flops) * one.published / float(one.cluster.devices) / 1e12,
+        )
 
 
 def test_published_tflops_follow_from_throughput_in_the_rows_own_convention():
     errors = {}
     for row, published, recomputed in published_tflops():
-        errors.setdefault(row["source"]["paper"][:8], []).append(abs(recomputed / published - 1))
-    assert len(errors["MosaicML"]) == 216
-    assert np.mean(errors["MosaicML"]) < 0.005  # biases are not counted here
-    blooms = [
-        (row["measured"]["tflops_per_gpu"], row)
-        for row in measurements()
-        if row["id"].startswith("bloom-176b-384")
-    ]
-    for published, row in blooms:  # Megatron's formula with recomputation, from the time of an iteration
-        one = read(row)[0]
-        per_token = float(cost.flops_per_token(one.model, "M96"))
-        step_s = row["measured"]["step_time_s"]
-        tflops = per_token * float(one.layout.global_batch) * 2048 / step_s / 384 / 1e12
-        assert tflops == pytest.approx(published, rel=0.05), row["id"]
+        errors.setdefault(validation.source_of(row), []).append(abs(recomputed / published - 1))
+    assert len(errors["MosaicML llm-foundry MPT training benchmarks"]) == 216
+    worst = {
+        "MosaicML llm-foundry MPT training benchmarks": 0.005,  # biases are not counted here
+        "BigScience BLOOM prequel / tr11 notes": 0.02,
+        "BigScience Jean-Zay V100 GPT-2 experiments": 0.01,
+        "InternEvo training performance": 0.01,
+        "NVIDIA NeMo 24.07 performance summary": 0.015,
+        "NVIDIA Megatron-Bridge performance summary": 0.05,
+    }
+    for source, bound in worst.items():
+        assert np.mean(errors[source]) < bound, (source, np.mean(errors[source]))
 
 
 def test_what_a_compiler_counts_is_what_the_layers_multiply():
@@ -650,11 +649,24 @@ def test_constants_in_use_are_those_the_fit_gives(found):
         assert getattr(kernels.Constants(), name) == pytest.approx(getattr(fitted, name), abs=0.01)
 
 
+@pytest.mark.parametrize("source", ["Zhao et al. 2023", "Narayanan et al. 2021"])
+def test_stored_errors_are_of_sources_left_out(found, source):
+    """errors.json is what `make validate-cost` writes: of two sources it is computed again."""
+    left = validation.fit(found, source)
+    score = next(score for score in validation.scores(found, "dense, 16 bit", left) if score.source == source)
+    assert validation.known_errors()["dense, 16 bit"][source] == pytest.approx(score.errors, abs=1e-3)
+
+
+def test_sources_left_out_are_predicted_within_ten_percent():
+    means = [np.mean(np.abs(errors)) for errors in validation.known_errors()["dense, 16 bit"].values()]
+    assert len(means) >= 14
+    assert np.mean(means) < 0.10
+
+
 def test_stored_errors_are_those_of_this_code(found):
-    """errors.json is what `make validate-cost` writes; where nothing is fitted it is cheap to compute again."""
+    """Where nothing is fitted they are cheap to compute again."""
     stored = validation.known_errors()
-    assert set(stored) == set(validation.REGIMES)
-    for regime in set(stored) - set(validation.FITTED):
+    for regime in set(validation.REGIMES) - set(validation.FITTED) - {"gossip"}:
         for score in validation.scores(found, regime):
             assert stored[regime][score.source] == pytest.approx(score.errors, abs=1e-4), (
                 regime,
@@ -666,8 +678,9 @@ def test_an_interval_needs_three_sources():
     assert validation.trust("dense, 16 bit").low is not None
     few = validation.trust("low communication")
     assert few.low is None
-    assert "1 source, too few for an interval" in str(few)
-    for kind in ("a2cid2", "dadao", "adpsgd", "acco", "petra", "dfa"):
+    assert "one source (diloco-measured), too few for an interval" in str(few)
+    assert "2 rows from one source (BAGUA)" in str(validation.trust(validation.gossip("adpsgd")))
+    for kind in ("a2cid2", "dadao", "acco", "petra", "dfa"):
         said = [str(one) for one in validation.trust_of(kind, H100.name, "bf16", sparse=False)]
         assert any("not validated against any measurement" in line for line in said), kind
 
@@ -682,11 +695,56 @@ def test_an_interval_holds_most_of_what_it_was_learned_from():
     assert 0.75 < np.mean(inside) < 0.9
 
 
-def test_rows_that_say_too_little_are_named_and_not_guessed():
-    row = json.loads(json.dumps(next(row for row in measurements() if row["id"] == "narayanan21-t1-1.7B")))
-    assert not isinstance(read(row), str)
-    del row["model"]["layers"]
-    assert "layers" in read(row)
+def copy_of(name):
+    return json.loads(json.dumps(next(row for row in measurements() if row["id"] == name)))
+
+
+@pytest.mark.parametrize(
+    "room", ["model", "hardware", "batch", "parallelism", "measured", "source", "id", "regime"]
+)
+@pytest.mark.parametrize(
+    "name", ["narayanan21-t1-1.7B", "wang25-A100-AllReduce-n8", "dilocomeas-diloco-h8-1g", "deepep-h800-ep16"]
+)
+def test_rows_that_say_too_little_are_named_and_not_guessed(name, room):
+    row = copy_of(name)
+    row[room] = None
+    found = read(row)
+    assert isinstance(found, str) or room in ("id", "source", "regime", "batch", "parallelism", "model")
+    del row[room]
+    assert isinstance(validation.report([row]), str)
+
+
+def test_odd_values_in_rows_are_no_reason_to_stop():
+    for room, key, value in (
+        ("parallelism", "tp", "auto"), ("model", "ffn", "4h"), ("measured", "step_time_s_derived", "n/a"), ("model", "seq", 0),
+        ("model", "layers", -1), ("hardware", "gpu", "Cray-1"), ("hardware", "gpu", "H100 NVL"), ("hardware", "count", 0),
+    ):  # fmt: skip
+        row = copy_of("narayanan21-t1-1.7B")
+        row[room][key] = value
+        assert isinstance(read(row), str), (room, key, value)
+
+
+@pytest.mark.parametrize(
+    ("said", "device"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100-SXM5-80GB"), ("A100-SXM4-80GB (DGX)", "A100-SXM4-80GB"),
+        ("8x A100 80GB", "A100-SXM4-80GB"), ("A100", "A100-SXM4-40GB"), ("NVIDIA A40", "A40"), ("Tesla T4", "T4"), ("2xA40", "A40"), ("H100 PCIe", "H100-PCIe-80GB"),
+    ],
+)  # fmt: skip
+def test_devices_have_many_spellings(said, device):
+    row = copy_of("wang25-A100-AllReduce-n8")
+    row["hardware"]["gpu"] = said
+    assert read(row)[0].cluster.device.name == device
+
+
+def test_a_row_of_another_source_is_in_its_steady_state():
+    row = copy_of("dilocomeas-diloco-h128-1g")
+    row["source"]["paper"] = "another"
+    row["batch"]["local_steps_H"] = 500
+    one = read(row)[0]
+    compute_s = row["measured"]["compute_ms_per_step"] / 1e3
+    exchange_s = 1.5 * 4 * 30846720 / (0.94 * 1.25e8)
+    assert one.predict() == pytest.approx(compute_s / (compute_s + exchange_s / 500), rel=1e-3)
 
 
 # -- what a step of the hardware is worth, and all layouts -----------------------------------------------------------
@@ -697,7 +755,6 @@ def test_sensitivities_sum_to_minus_one_where_only_rates_matter():
     model, layout = LAYOUTS["fsdp"]
     done = cost.project(model, layout, CLUSTER, cost.Algorithm("ddp"))
     values = cost.sensitivity(done)
-    assert values["peak_flops"] == pytest.approx(0, abs=1e-9)
     total = sum(value for name, value in values.items() if name.endswith("_per_s") or name == "ceiling_flops")
     assert -1.0 <= total < -0.9
 

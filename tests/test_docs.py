@@ -13,6 +13,8 @@ import pytest
 
 import decentral
 from decentral.cli import main
+from decentral.cost.algorithms import METHODS
+from decentral.experiment.overrides import packaged
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -72,6 +74,18 @@ def test_tuning_page_runs(tmp_path, monkeypatch, capsys):
     assert latex.out.splitlines()[-1].startswith("% compute: ")
     exec(compile(code, "docs/tuning.md", "exec"), {"__name__": "tuning"})
     assert Path("figure.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_the_page_of_the_cost_model(capsys):
+    """Its Python runs, and its commands name projections there are."""
+    text = (ROOT / "docs" / "cost_model.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "docs/cost_model.md", "exec"), {"__name__": "cost_model"})
+    assert capsys.readouterr().out.count("\n") >= 4
+    for name in re.findall(r"decentral project (\w+)", text):
+        assert name == "SPEC" or name in packaged("projections"), name
+    for room in ("`decentral.cost`", *(f"`{kind}`" for kind in METHODS)):
+        assert room in text, room
 
 
 def test_architecture_names_what_is_there():

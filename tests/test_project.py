@@ -61,7 +61,7 @@ def test_the_report_names_conventions_intervals_and_what_is_not_known(capsys):
     said = capsys.readouterr().out
     for words in (
         "MFU (6N+causal)", "HFU", "80 % of measurements", "memory of a device", "sent by a device per step", "energy of the run",
-        "acco between workers: not validated against any measurement", "low communication: 28 rows from 1 source",
+        "acco as a method: not validated against any measurement", "low communication: 28 rows from one source",
         "useful MFU", "6N+full", "NICs of a node", "at peak", "stragglers", "failures",
     ):  # fmt: skip
         assert words in said, words
@@ -135,6 +135,15 @@ def test_a_device_that_does_not_exist_yet():
     lacking = wrong(with_(cluster=SMALL["cluster"] | {"device": {"name": "new"}}))
     assert "memory_bytes" in lacking
     assert "peaks" in lacking
+
+
+@pytest.mark.parametrize("kind", ["logistic", "reversible_mlp"])
+def test_problems_in_float64_are_measured_and_pipelines_refused(kind):
+    tables = {"problem": {"kind": kind}, "cluster": SMALL["cluster"], "parallelism": SMALL["parallelism"]}
+    if kind == "logistic":
+        assert float(load_plan(tables).model.forward_flops) > 0
+    else:
+        assert "have the whole model" in wrong(tables)
 
 
 def test_a_problem_of_the_simulator_is_priced():
@@ -287,25 +296,65 @@ def test_impossible_input(change, said):
 
 
 def test_everything_wrong_is_said_at_once(tmp_path, capsys):
+    """Layers, experts, devices, precision, bandwidth and batch: what can be checked is, whatever else is wrong."""
     file = tmp_path / "bad.toml"
     file.write_text(
-        "[model]\nlayers = 7\nhidden = 512\nheads = 8\nffn = 2048\nvocab = 32000\nsequence = 1024\n"
-        '[cluster]\ndevice = "A100-SXM4-80GB"\ndevices = 16\nnode_size = 8\nnode_bytes_per_s = 2e11\n'
-        "[parallelism]\ndp = 3\npp = 2\ntp = 3\nglobal_batch = 10\nmicro_batch = 4\n"
+        "[model]\nlayers = 31\nhidden = 512\nheads = 8\nffn = 2048\nvocab = 32000\nsequence = 1024\n"
+        "[model.moe]\nexperts = 10\ntop_k = 2\nffn = 64\n"
+        '[cluster]\ndevice = "A100-SXM4-80GB"\ndevices = 64\nnode_size = 8\n'
+        '[parallelism]\ndp = 7\npp = 4\ntp = 2\nep = 4\nglobal_batch = 0\nprecision = "fp8"\n'
         '[prices]\nusd = 3\n[[algorithm]]\nkind = "dilocoo"\n'
     )
     assert main(["project", str(file)]) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     for words in (
-        "devices; the cluster has 16",
-        "7 layers",
-        "tp 3",
-        "multiple of dp x micro_batch",
-        "prices.usd",
-        "dilocoo",
-    ):
+        "= 56 devices; the cluster has 64", "31 layers", "must divide the 10 experts", "parallelism.precision", "fp16",
+        "cluster.node_bytes_per_s: missing", "parallelism.global_batch: got 0", "prices.usd", "dilocoo",
+    ):  # fmt: skip
         assert words in said, words
+
+
+def test_pictures_that_cannot_be_written(tmp_path, capsys):
+    for option in (["--plot", str(tmp_path / "no" / "x.png")], ["--plot", str(tmp_path / "x.xyz")]):
+        assert main(["project", "slow_network", *option]) == 2
+        assert "--plot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"failures": {"device_mtbf_s": 1.0}}, "steps of finite time"),
+        ({"cluster": SMALL["cluster"] | {"latency_s": float("inf")}}, "cluster.latency_s"),
+        (
+            {
+                "cluster": SMALL["cluster"]
+                | {"device": {"base": "A100-SXM4-80GB", "ceilings": {"bf16": 1e18}}}
+            },
+            "more than the peak",
+        ),
+        ({"model": {"kind": "resnet"}, "algorithm": {"kind": "dfa"}}, "for transformers only"),
+        ({"model": SMALL["model"] | {"hidden": 10**400}}, "from 1 to 10^9"),
+    ],
+)
+def test_absurd_input(change, said):
+    with pytest.raises(InvalidInput, match=re.escape(said)):
+        carry_out(load_plan(with_(**change)))
+
+
+def test_the_best_attainable_mfu_is_no_less_than_that_of_a_synchronous_row():
+    done = carry_out(load_plan("slow_network"))
+    assert done.best.mfu >= float(done.projections[0].mfu) * (1 - 1e-9)
+
+
+def test_one_node_without_a_network_is_json_too(capsys, tmp_path):
+    file = tmp_path / "node.toml"
+    file.write_text(
+        "[model]\nlayers = 8\nhidden = 512\nheads = 8\nffn = 2048\nvocab = 32000\nsequence = 1024\n"
+        '[cluster]\ndevice = "A100-SXM4-80GB"\ndevices = 8\nnode_size = 8\n[parallelism]\ndp = 8\nglobal_batch = 8\n'
+    )
+    assert main(["project", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cluster"]["node_bytes_per_s"] is None
 
 
 def test_a_missing_file_and_a_spec_of_a_run(capsys):

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from decentral.cost.cluster import MEMORY_FRACTION, Cluster
+from decentral.cost.moe import TILE
 from decentral.cost.workload import Linear, ResNet, Transformer
 
 KERNELS, SPARSE_KERNELS = 16, 24
 """Of a layer, forward, where they are fused, and what routing adds; backward twice as many (assumed)."""
 SPLIT = 1024
 """Length of the pieces that a contraction is cut into where tiles are few (assumed)."""
-TILE = 128
-"""Rows and columns of the block of a product that one compute unit makes at a time."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,10 @@ class Layout:
         return PAYLOAD_BYTES.get(self.precision)
 
 
+BATCH = {"global_batch", "dp", "micro_batch", "workers"}
+"""Numbers that micro-batches follow from."""
+
+
 def _divides(divisor: Any, number: Any) -> Any:
     return np.mod(np.asarray(number, float), np.asarray(divisor, float)) == 0
 
@@ -121,8 +126,18 @@ def rules(model: Workload | None, layout: Layout, devices: Any = None) -> list[t
             (share >= 0) & (share <= 1),
         )
     )
-    if not all(np.all(holds) for _, holds in found):
-        return found
+    bad = {
+        name.partition(".")[2]
+        for (name, _), (_, holds) in zip(named, found, strict=False)
+        if not np.all(holds)
+    }
+    if bad:  # what does not depend on them is checked all the same
+        words = [*bad, "micro-batches"] if bad & BATCH else [*bad]
+        spoiled = re.compile(r"\b(" + "|".join(words) + r")\b")
+        sound = rules(model, replace(lay, **dict.fromkeys(bad, 1)), devices)
+        return [one for one in found if not np.all(one[1])] + [
+            one for one in sound if not spoiled.search(one[0])
+        ]
     degrees = f"tp {_shown(lay.tp)} x pp {_shown(lay.pp)} x cp {_shown(lay.cp)} x dp {_shown(lay.dp)}"
     each = np.asarray(lay.dp, float) * lay.micro_batch
     if devices is not None:

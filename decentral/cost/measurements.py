@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -127,21 +128,29 @@ def read(row: Mapping[str, Any]) -> list[Measurement] | str:
         row: of the set's schema: ``id``, ``regime``, ``source``, ``model``, ``hardware``, ``batch``, ``parallelism``,
             ``precision``, ``measured``, ``mfu_definition``.
     """
-    regime = str(row["regime"])
     try:
-        if regime == "collective":
-            return _all_reduces(row)
-        if regime == "collective-alltoall":
-            return _all_to_alls(row)
-        if regime == "decentralized":
-            return _low_communication(row)
-        if regime == "decentralized-gossip":
-            return _gossip(row)
-        return _training(row)
+        rooms = ("source", "model", "hardware", "batch", "parallelism", "measured")
+        row = {**row, **{room: row.get(room) or {} for room in rooms}}
+        kind = _READERS.get(str(row.get("regime")), _training)
+        found = kind({"id": "?", **row, "source": {"paper": "?", **row["source"]}})
+        wrong = [one.name for one in found if not (_positive(one.published) and _positive(one.predict()))]
+        return found if not wrong else f"numbers that make sense: {wrong[0]}"
     except _Missing as missing:
         return str(missing)
-    except (KeyError, TypeError) as error:
-        return f"a field it does not have: {error}"
+    except (
+        InvalidInput,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ZeroDivisionError,
+        OverflowError,
+    ) as error:
+        return f"fields as the schema has them: {error!r}"
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
 class _Missing(Exception):
@@ -153,10 +162,17 @@ class _Missing(Exception):
 
 def _device(row: Mapping[str, Any]) -> Device:
     name = str(row["hardware"].get("gpu") or "")
-    cleaned = name.replace("TPUv", "TPU v").lower()
+    cleaned = re.sub(r"^\d+ ?x ?|nvidia|tesla", "", name.lower().replace("tpuv", "tpu v")).strip(" -")
     for known in DEVICES:
         if cleaned == known.lower():
             return DEVICES[known]
+    if re.match(r"[ah]100", cleaned):
+        if "nvl" in cleaned:
+            raise _Missing(f"a device whose numbers are known, not {name!r}")
+        if "pci" in cleaned:
+            return DEVICES["A100-PCIe-80GB" if cleaned.startswith("a") else "H100-PCIe-80GB"]
+        if cleaned.startswith("a100") and "80" in cleaned.removeprefix("a100"):
+            return DEVICES["A100-SXM4-80GB"]
     for short, known in _SHORT.items():
         if cleaned.startswith(short):
             return DEVICES[known]
@@ -191,9 +207,10 @@ def _cluster(row: Mapping[str, Any], device: Device, precision: str, count: floa
     bits = hardware.get("inter_Gbps_per_node")
     if bits is None:
         each = next((bits for start, bits in NIC_BITS_PER_S.items() if device.name.startswith(start)), 400e9)
-        rate, measured = min(node_size, 8) * each / 8, False
+        rate = min(node_size, 8) * each / 8
     else:
-        rate, measured = bits * 1e9 / 8, False
+        rate = bits * 1e9 / 8
+    measured = False
     said = f"{hardware.get('network')} {hardware.get('cluster')}"
     if "Omni" in said or "Jean-Zay" in said or "Jean Zay" in said:
         rate, measured = 135e9 / 8 * (node_size / 8), True
@@ -346,16 +363,17 @@ def _tokens_per_s(row: Mapping[str, Any], model: Transformer, layout: Layout, cl
 
 def convention_of(row: Mapping[str, Any]) -> tuple[str, bool]:
     """``(convention, whether the input embedding is counted)`` of a row's FLOP/s, from what its source says of them."""
-    said = str(row.get("mfu_definition") or "")
-    if "96" in said or "HFU-like" in said:
+    said = str(row.get("mfu_definition") or "").lower()
+    again = "with" in said and "recompu" in said and "no recompu" not in said and "without" not in said
+    if "96" in said or "hfu-like" in said or ("megatron" in said and again):
         return "M96", True
-    if "72" in said or "MFU as above" in said:
+    if "72" in said or "mfu as above" in said or "megatron" in said:
         return "M72", True
-    if "8*N" in said or "8N" in said:
+    if "8*n" in said or "8n" in said:
         return "8N", True
-    if "causal" in said and "non-causal" not in said and "NOT halved" not in said:
+    if "causal" in said and "non-causal" not in said and "not halved" not in said:
         return "6N+causal", False
-    if "Llama 3" in str(row["source"]["paper"]):
+    if any(name in str(row["source"]["paper"]) for name in ("Llama 3", "Megatron-Bridge", "AutoModel")):
         return "6N+causal", False
     return "6N+full", True
 
@@ -377,9 +395,9 @@ def _low_communication(row: Mapping[str, Any]) -> list[Measurement]:
     # DDP's gradients are sent in float32 too.
     numbers: dict[str, Any] = {"message_bits": 32} | ({} if kind == "ddp" else {"local_steps": local_steps})
     extra = {"compute_s": measured["compute_ms_per_step"] / 1e3, "parameters": row["model"]["params"]}
-    # What was recorded has 180 steps after the warm-up: with H = 128 a single exchange.
-    exchanges = 180 // local_steps
-    extra["share"] = exchanges * local_steps / 180
+    if "diloco-measured" in row["source"]["paper"]:
+        # It recorded 180 steps after the warm-up: with H = 128 a single exchange.
+        extra["share"] = 180 // local_steps * local_steps / 180
     return [
         Measurement(
             row["id"], row["source"]["paper"], "low communication", "share of compute",
@@ -550,3 +568,12 @@ def _dispatch_bandwidth(one: Measurement) -> Any:
     seconds = network.all_to_all_s(*sent, n, per_node, one.cluster)
     counted = one.extra["tokens"] * row * min(4, n // per_node) if n > per_node else sent.inside
     return counted / seconds / 1e9
+
+
+_READERS = {
+    "collective": _all_reduces,
+    "collective-alltoall": _all_to_alls,
+    "decentralized": _low_communication,
+    "decentralized-gossip": _gossip,
+}
+"""Regime of the schema -> what reads it; all others are training."""

@@ -215,7 +215,7 @@ def row_bytes(hidden: ArrayLike, dtype: str) -> np.ndarray:
     return hidden * {"fp32": 4, "bf16": 2}[dtype]
 
 
-class Exchange(NamedTuple):
+class Routed(NamedTuple):
     """Bytes that a rank sends in one direction of a layer, forward; the backward pass sends them again.
 
     Attributes:
@@ -234,7 +234,7 @@ def all_to_all_bytes(
     ranks: ArrayLike,
     node_size: ArrayLike,
     node_limit: ArrayLike | None = None,
-) -> Exchange:
+) -> Routed:
     """Dispatch of tokens to the ranks of their experts, or combination of what these return, routed uniformly.
 
     Without a limit each assignment is sent: tokens top_k row (1 - 1 / ranks) in all. With a limit to R nodes a token crosses
@@ -253,10 +253,10 @@ def all_to_all_bytes(
     top_k = check_numbers("top_k", top_k, 1)
     sent = check_numbers("tokens", tokens, 0) * check_numbers("row", row, 0)
     if node_limit is None:
-        return Exchange(sent * top_k * (node_size - 1) / ranks, sent * top_k * (1 - node_size / ranks))
+        return Routed(sent * top_k * (node_size - 1) / ranks, sent * top_k * (1 - node_size / ranks))
     there = np.ceil(ranks / node_size)
     nodes = np.minimum(np.minimum(check_numbers("node_limit", node_limit, 1), top_k), there)
-    return Exchange(sent * top_k * (1 - 1 / node_size), sent * nodes * (1 - node_size / ranks))
+    return Routed(sent * top_k * (1 - 1 / node_size), sent * nodes * (1 - node_size / ranks))
 
 
 def _shares(shares: ArrayLike) -> np.ndarray:

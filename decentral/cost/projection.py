@@ -244,9 +244,9 @@ def project(
         else 0.0
     )
     parts["data"] = seconds * stalled / (1 - stalled)
-    parts["failures"] = (seconds + parts["data"]) * (
-        1 / goodput(model, layout, cluster, algorithm, conditions) - 1
-    )
+    useful = goodput(model, layout, cluster, algorithm, conditions)
+    with np.errstate(divide="ignore"):  # a job that never gets anywhere takes for ever
+        parts["failures"] = (seconds + parts["data"]) * (1 / np.asarray(useful) - 1)
     used = memory(model, layout, cluster, algorithm, conditions.optimizer_bytes)
     return Projection(model, layout, cluster, algorithm, conditions, alone, exchange, used, parts)
 
@@ -333,7 +333,7 @@ def goodput(
 # -- what each number of the hardware is worth ---------------------------------------------------------------------------
 
 HARDWARE_NUMBERS = (
-    "peak_flops", "ceiling_flops", "low_peak_flops", "low_ceiling_flops", "memory_bytes_per_s", "scaleup_bytes_per_s",
+    "ceiling_flops", "low_ceiling_flops", "memory_bytes_per_s", "scaleup_bytes_per_s",
     "node_bytes_per_s", "latency_s", "compute_units",
 )  # fmt: skip
 
@@ -343,7 +343,8 @@ def sensitivity(
 ) -> dict[str, float]:
     """D log(step time) / d log(number), for each number of the hardware: -1 means twice as fast with twice of it.
 
-    Central differences of relative width ``change``. The peak counts only for what MFU divides by: time depends on the ceiling.
+    Central differences of relative width ``change``. The peak is not among
+    them: it is what MFU divides by, and time depends on the ceiling.
     """
     found = {}
     for name in HARDWARE_NUMBERS:

@@ -59,7 +59,7 @@ def search(
     workers, precision, fused, async_tensor, overlap) stays.
 
     Args:
-        model: the workload.
+        model: the workload, in plain numbers.
         layout: its batch, precision and number of workers are kept.
         cluster: the machine.
         algorithm: between workers.
@@ -88,9 +88,11 @@ def search(
             tried = _take(tried, keep)
             result = project(model, tried, machine, algorithm, conditions, constants)
             found += _candidates(tried, result, count, keep.sum())
-    if layout.devices == cluster.devices and bool(np.all(legal(model, layout, cluster.devices))):
-        own = project(model, layout, cluster, algorithm, conditions, constants)
-        found += _candidates(layout, own, int(cluster.devices), 1)
+    own = np.asarray(layout.devices == cluster.devices) & legal(model, layout, cluster.devices)
+    if own.ndim == 0 and own:  # arrays of layouts are the caller's own search
+        found += _candidates(
+            layout, project(model, layout, cluster, algorithm, conditions, constants), int(cluster.devices), 1
+        )
     return sorted(found, key=lambda one: -one.tokens_per_s)
 
 
@@ -161,7 +163,9 @@ def _candidates(tried: Layout, result: Projection, count: int, size: int) -> lis
         for value in (result.tokens_per_s, result.memory.total_bytes, result.mfu, result.memory.fits)
     )
     found = []
-    for index in np.flatnonzero(fits):
+    for index in np.flatnonzero(
+        fits & (per_s > 0)
+    ):  # with failures more frequent than checkpoints nothing gets anywhere
         numbers: dict[str, Any] = {
             name: int(value[index])
             for name, value in vars(tried).items()

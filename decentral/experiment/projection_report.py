@@ -14,6 +14,7 @@ from decentral.cost.projection import Projection, sensitivity
 from decentral.cost.scaling import LAWS
 from decentral.cost.search import Candidate, pareto, search
 from decentral.cost.workload import Transformer
+from decentral.errors import InvalidInput
 from decentral.experiment.evidence import Useful, useful
 from decentral.experiment.projections import Plan
 
@@ -66,12 +67,29 @@ class Projected:
 def carry_out(plan: Plan) -> Projected:
     """Project a plan, look for the best attainable MFU, and read its evidence."""
     found = plan.projections()
-    reference = Algorithm("ddp")
-    layout = replace(plan.layouts[0], workers=None)
-    candidates = search(plan.model, layout, plan.cluster, reference, plan.conditions)
+    if not all(np.isfinite(_step_s(one)) and _step_s(one) > 0 for one in found):
+        told = (
+            "Failures come more often than the job restarts or saves its state."
+            if plan.conditions.device_mtbf_s
+            else ""
+        )
+        raise InvalidInput("projection", [_step_s(one) for one in found], "steps of finite time", told)
+    reference, islands = Algorithm("ddp"), {None}
+    islands |= {one.layout.workers for one in found if one.algorithm.kind in SYNCHRONOUS}
+    candidates = [
+        candidate
+        for workers in islands
+        for candidate in search(
+            plan.model, replace(plan.layouts[0], workers=workers), plan.cluster, reference, plan.conditions
+        )
+    ]
     best = max(candidates, key=lambda one: one.mfu, default=None)
     given = [useful(plan.evidence, one) for one in found] if plan.evidence else [None] * len(found)
     return Projected(plan, found, best, len(candidates), given)
+
+
+def _step_s(one: Projection) -> float:
+    return float(np.asarray(one.step_s))
 
 
 def data(done: Projected) -> dict[str, Any]:
@@ -81,7 +99,7 @@ def data(done: Projected) -> dict[str, Any]:
         "name": plan.name,
         "cluster": {
             "device": plan.cluster.device.name, "devices": plan.cluster.devices, "node_size": plan.cluster.node_size,
-            "peak_flops_per_s": plan.cluster.peak_flops, "node_bytes_per_s": _plain(plan.cluster.node_bytes_per_s),
+            "peak_flops_per_s": plan.cluster.peak_flops, "node_bytes_per_s": _finite(plan.cluster.node_bytes_per_s),
         },
         "model": {"parameters": _plain(plan.model.parameters), "active_parameters": _plain(plan.model.active_parameters)},
         "mfu_convention": plan.convention,
@@ -136,6 +154,10 @@ def _plain(value: Any) -> float:
     return float(np.asarray(value))
 
 
+def _finite(value: Any) -> float | None:
+    return _plain(value) if np.isfinite(value) else None
+
+
 def _candidate(one: Candidate) -> dict[str, Any]:
     lay = one.layout
     names = (
@@ -179,8 +201,8 @@ def text(done: Projected) -> str:
         ("memory of a device", [f"{_plain(one.memory.total_bytes) / 1e9:.1f} GB" for one in found]),
         ("sent by a device per step", [_bytes(sum(map(_plain, one.sent_bytes.values()))) for one in found]),
         ("  between workers", [_bytes(_plain(one.exchange.sent_bytes)) for one in found]),
-        ("NVLink of a device per step", [_bytes(_plain(one.link_bytes["scaleup"])) for one in found]),
-        ("NICs of a node per step", [_bytes(_plain(one.link_bytes["network"])) for one in found]),
+        ("inside a node, of a device", [_bytes(_plain(one.link_bytes["scaleup"])) for one in found]),
+        ("NICs of a node", [_bytes(_plain(one.link_bytes["network"])) for one in found]),
         ("workers, devices of each", [_workers(one) for one in found]),
         ("staleness", [_staleness(one) for one in found]),
     ]  # fmt: skip

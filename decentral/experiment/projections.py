@@ -134,6 +134,8 @@ def load_plan(source: str | Path | Mapping[str, Any], *, overrides: Sequence[str
             found = problems(model, one, there)
             wrong += found
             wrong += [] if found else _sense(algorithm, one)
+            if algorithm.kind == "dfa" and model is not None and not isinstance(model, Transformer):
+                wrong.append("algorithm dfa: model: its feedback is priced for transformers only")
             layouts.append(one)
     if model is not None and layouts and not wrong:
         known = applicable(model, recomputed=layouts[0].recompute == "full")
@@ -165,13 +167,22 @@ def _sense(algorithm: Algorithm, layout: Layout) -> list[str]:
     return wrong
 
 
+KEYS = {"device.dtype": "parallelism.precision", "device.name": "cluster.device", "DIR": "evidence.run"}
+"""What other rooms call a number -> its key in the file."""
+LARGEST = 1e15
+"""Larger numbers are mistakes."""
+
+
 def _attempt(build: Callable[[], Any], wrong: list[str]) -> Any:
     try:
         return build()
     except InvalidInputs as error:
         wrong += error.problems
     except DecentralError as error:
-        wrong.append(str(error))
+        said = str(error)
+        for name, key in KEYS.items():
+            said = f"{key}{said.removeprefix(name)}" if said.startswith(f"{name}:") else said
+        wrong.append(said)
     return None
 
 
@@ -204,8 +215,8 @@ def _build(kind: Any, table: Mapping[str, Any], where: str, wrong: list[str], **
         allowed = "flag" if name in ("gated", "tied") else _allowed(one.type)  # arrays of them, from Python
         if allowed == "number" and (isinstance(value, bool) or not isinstance(value, int | float)):
             wrong.append(f"{where}.{name}: got {value!r}; allowed: a number")
-        elif allowed == "number" and not math.isfinite(value):
-            wrong.append(f"{where}.{name}: got {value!r}; allowed: a finite number")
+        elif allowed == "number" and not abs(value) <= LARGEST:
+            wrong.append(f"{where}.{name}: allowed: a number up to {LARGEST:g}")
         elif allowed == "number" and value < (
             1 if name in AT_LEAST_ONE else -math.inf if name == "target" else 0
         ):
@@ -262,8 +273,10 @@ def _model(tables: Mapping[str, Any], wrong: list[str], notes: list[str]) -> Wor
                 wrong.append(f"model.{part}: got {inner!r}; allowed: a table [model.{part}]")
     for name in ("layers", "hidden", "heads", "ffn", "vocab", "sequence", "kv_heads", "head_dim"):
         value = table.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            wrong.append(f"model.{name}: got {value!r}; allowed: a whole number, at least 1")
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9
+        ):
+            wrong.append(f"model.{name}: got {value!r}; allowed: a whole number from 1 to 10^9")
     if parts and any(value is None for value in parts.values()):
         return None
     return _build(Transformer, table, "model", wrong, **parts)
@@ -271,13 +284,28 @@ def _model(tables: Mapping[str, Any], wrong: list[str], notes: list[str]) -> Wor
 
 def _measured(table: Any, notes: list[str]) -> Workload:
     """A problem of the simulator, measured by compiling its gradient."""
-    from decentral.experiment.spec import validate  # these load JAX
+    import jax  # only here: the rest of the command needs none
+
+    from decentral.experiment.spec import validate
     from decentral.problem.workload import measure
 
-    tables = {"name": "problem", "topology": {"kind": "complete", "n": 2}, "stop": {"kind": "gradients", "gradients": 1},
-              "algorithm": {"kind": "sgd"}, "problem": table}  # fmt: skip
+    if not isinstance(table, Mapping):
+        raise InvalidInput("problem", table, "a table [problem]")
+    table = dict(table)
+    tables = {"name": "problem", "topology": {"kind": "complete", "n": table.pop("n", 2)},
+              "stop": {"kind": "gradients", "gradients": 1}, "algorithm": {"kind": "sgd"}, "problem": table}  # fmt: skip
     spec = validate(tables, "problem")
-    built = spec.problem_of(spec.seed)
+    if spec.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    try:
+        built = spec.problem_of(spec.seed)
+    except InvalidInput as error:
+        if error.name != "problem.n":
+            raise
+        told = "Give [model] kind = measured, with its numbers."
+        raise InvalidInput(
+            "problem.kind", table.get("kind"), "a problem whose workers have the whole model", told
+        ) from None
     numbers = measure(built)
     samples = max(float(built.samples_per_gradient), 1.0)
     notes.append(
@@ -317,7 +345,7 @@ def _cluster(table: Mapping[str, Any], precision: str, wrong: list[str], notes: 
     what = _attempt(lambda: _device(entry["device"]), wrong) if "device" in entry else None
     alone = entry.get("devices") is not None and entry.get("devices") == entry.get("node_size")
     if alone and missing == ["node_bytes_per_s"]:
-        entry["node_bytes_per_s"], missing = math.inf, []
+        missing = []
     hints = {"node_bytes_per_s": " (of a node's NICs together, one way; 8 x 400 Gb/s are 400e9)"}
     wrong += [f"cluster.{key}: missing{hints.get(key, '')}" for key in missing]
     before = len(wrong)
@@ -327,11 +355,7 @@ def _cluster(table: Mapping[str, Any], precision: str, wrong: list[str], notes: 
             wrong.append(f"cluster.{key}: got {value!r}; allowed: a whole number from 1 to 10^9")
     for key, above in (("node_bytes_per_s", True), ("latency_s", False)):
         value = entry.get(key)
-        right = (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (value > 0 or (not above and value == 0))
-        )
+        right = _number(value) and (value > 0 or (not above and value == 0))
         if value is not None and not right:
             wrong.append(
                 f"cluster.{key}: got {value!r}; allowed: a number {'above 0' if above else 'of 0 or more'}"
@@ -339,7 +363,10 @@ def _cluster(table: Mapping[str, Any], precision: str, wrong: list[str], notes: 
     if not isinstance(entry.get("measured", False), bool):
         wrong.append(f"cluster.measured: got {entry['measured']!r}; allowed: true or false")
     if missing or what is None or len(wrong) > before:
+        if what is not None:  # what can be said of the device is said all the same
+            _attempt(lambda: of_device(what, 1, 1, 1.0, precision=precision), wrong)
         return None
+    entry = {"node_bytes_per_s": math.inf} | entry  # one node needs no network
     entry.pop("device")
     return of_device(what, precision=precision, name=name, **entry)
 
@@ -389,6 +416,15 @@ def _device(given: Any) -> Device:
             wrong.append(
                 f"cluster.device.{key}: got {value!r}; allowed: a table of dtypes and FLOP/s, e.g. {{ bf16 = 1e15 }}"
             )
+    if not wrong:
+        peaks = {**(base.peaks if base else {}), **given.get("peaks", {})}
+        over = [
+            dtype for dtype, rate in given.get("ceilings", {}).items() if rate > peaks.get(dtype, math.inf)
+        ]
+        wrong += [
+            f"cluster.device.ceilings: {dtype}: got more than the peak of {peaks[dtype]:.4g}"
+            for dtype in over
+        ]
     if wrong:
         raise InvalidInputs("cluster.device", wrong)
     given |= {"sources": ("the user's",), "tag": "assumed"}
@@ -494,7 +530,7 @@ LOWEST = {"pue": (1.0, False)} | dict.fromkeys(
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e24
 
 
 def _storage(name: Any, room: str, nodes: float) -> dict[str, float]:
