@@ -192,24 +192,23 @@ def project(options: argparse.Namespace) -> None:
             print("\n" + room.sensitivity_text(done.projections), end="")
         if found is not None:
             print("\n" + room.search_text(plan, found), end="")
-    drawn = {}
     if options.plot or options.pareto:
         from decentral.analysis.cost_plots import breakdown_figure, pareto_figure
         from decentral.analysis.plots import save_figure
 
-        if options.plot:
-            parts = {one.algorithm.label: one.parts for one in done.projections}
-            drawn[options.plot] = breakdown_figure(plan.name, parts, room.WORDS)
-        if options.pareto:
-            drawn[options.pareto] = pareto_figure(plan.name, found or [])
-    for target, figure in drawn.items():
-        try:
-            save_figure(figure, target)
-        except OSError as error:
-            raise InvalidInput(
-                "--plot or --pareto", target, "a file that can be written", str(error)
-            ) from None
-        print(target, file=sys.stderr if options.json else sys.stdout)
+        parts = {one.algorithm.label: one.parts for one in done.projections}
+        for target, figure in (
+            (options.plot, options.plot and breakdown_figure(plan.name, parts, room.WORDS)),
+            (options.pareto, options.pareto and pareto_figure(plan.name, found or [])),
+        ):
+            if not target:
+                continue
+            try:
+                save_figure(figure, target)
+            except OSError as error:
+                allowed = "a file that can be written"
+                raise InvalidInput("--plot or --pareto", target, allowed, str(error)) from None
+            print(target, file=sys.stderr if options.json else sys.stdout)
 
 
 def figures(options: argparse.Namespace) -> int:

@@ -355,8 +355,8 @@ def _cluster(table: Mapping[str, Any], precision: str, wrong: list[str], notes: 
             wrong.append(f"cluster.{key}: got {value!r}; allowed: a whole number from 1 to 10^9")
     for key, above in (("node_bytes_per_s", True), ("latency_s", False)):
         value = entry.get(key)
-        right = _number(value) and (value > 0 or (not above and value == 0))
-        if value is not None and not right:
+        right = value is None or (_number(value) and (value > 0 or (not above and value == 0)))
+        if not right:
             wrong.append(
                 f"cluster.{key}: got {value!r}; allowed: a number {'above 0' if above else 'of 0 or more'}"
             )
