@@ -398,8 +398,8 @@ def _constants_section(found: Sequence[tuple[str, Measurement]]) -> list[str]:
         f"| {len(late)} sources found later, constants fitted to the first alone | {_percent(mean_over_sources(late))} |",
         "",
         "Rules and formulas had not seen the later sources when these were first predicted. Three changes since then had:",
-        "all-reduces lost their low-latency protocols, collectives that are longer than compute ceased to slow it, and the rule on",
-        "overlapping tensor parallelism came in.",
+        "all-reduces lost their low-latency protocols, collectives that are longer than compute ceased to slow it, and the rule",
+        "on overlapping tensor parallelism came in.",
         "",
     ]
     return lines
