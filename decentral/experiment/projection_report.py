@@ -67,13 +67,11 @@ class Projected:
 def carry_out(plan: Plan) -> Projected:
     """Project a plan, look for the best attainable MFU, and read its evidence."""
     found = plan.projections()
-    if not all(np.isfinite(_step_s(one)) and _step_s(one) > 0 for one in found):
-        told = (
-            "Failures come more often than the job restarts or saves its state."
-            if plan.conditions.device_mtbf_s
-            else ""
-        )
-        raise InvalidInput("projection", [_step_s(one) for one in found], "steps of finite time", told)
+    seconds = [_plain(one.step_s) for one in found]
+    if not all(0 < one < np.inf for one in seconds):
+        often = "Failures come more often than the job restarts or saves its state."
+        told = often if plan.conditions.device_mtbf_s else ""
+        raise InvalidInput("projection", seconds, "steps of finite time", told)
     reference, islands = Algorithm("ddp"), {None}
     islands |= {one.layout.workers for one in found if one.algorithm.kind in SYNCHRONOUS}
     candidates = [
@@ -86,10 +84,6 @@ def carry_out(plan: Plan) -> Projected:
     best = max(candidates, key=lambda one: one.mfu, default=None)
     given = [useful(plan.evidence, one) for one in found] if plan.evidence else [None] * len(found)
     return Projected(plan, found, best, len(candidates), given)
-
-
-def _step_s(one: Projection) -> float:
-    return float(np.asarray(one.step_s))
 
 
 def data(done: Projected) -> dict[str, Any]:
