@@ -649,6 +649,7 @@ def test_constants_in_use_are_those_the_fit_gives(found):
         assert getattr(kernels.Constants(), name) == pytest.approx(getattr(fitted, name), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["Zhao et al. 2023", "Narayanan et al. 2021"])
 def test_stored_errors_are_of_sources_left_out(found, source):
     """errors.json is what `make validate-cost` writes: of two sources it is computed again."""
