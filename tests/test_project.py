@@ -230,6 +230,8 @@ def test_a_toy_with_other_ratios_is_not_carried_over(tmp_path, gossip):
     useful = done.usefulness[1]
     assert any("message / gradient time 3 on the toy" in one for one in useful.unmatched)
     assert any("staleness" in one for one in useful.unmatched)
+    assert done.usefulness[0].unmatched == ()  # a barrier's samples do not depend on how long messages take
+    assert "the same" in text(done)
     assert "not matched" in text(done)
     assert "not carried over" in text(done)
 

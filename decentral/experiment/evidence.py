@@ -134,7 +134,13 @@ def useful(evidence: Evidence, one: Projection) -> Useful:
     return Useful(evidence.run, low, said.ratio, high, steps, float(one.step_s), unmatched, why)
 
 
+SYNCHRONOUS = ("ddp", "fsdp")
+"""Kinds whose samples are those of synchronous SGD, however long messages take."""
+
+
 def _unmatched(summary: Mapping[str, Any], n: int, one: Projection) -> tuple[str, ...]:
+    if one.algorithm.kind in SYNCHRONOUS:
+        return ()
     timeline = summary.get("timeline") or {}
     per_s = summary.get("realised_per_worker_and_s", {}).get("gradient") or 0.0
     method, options = METHODS[one.algorithm.kind], METHODS[one.algorithm.kind].options

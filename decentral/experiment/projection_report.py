@@ -15,7 +15,7 @@ from decentral.cost.scaling import LAWS
 from decentral.cost.search import Candidate, pareto, search
 from decentral.cost.workload import Transformer
 from decentral.errors import InvalidInput
-from decentral.experiment.evidence import Useful, useful
+from decentral.experiment.evidence import SYNCHRONOUS, Useful, useful
 from decentral.experiment.projections import Plan
 
 WORDS = {
@@ -302,10 +302,6 @@ def _staleness(one: Projection) -> str:
     return f"{_plain(one.algorithm.get('delay_steps')):g} steps" if said == "delay_steps" else said
 
 
-SYNCHRONOUS = ("ddp", "fsdp")
-"""Kinds whose samples are those of synchronous SGD."""
-
-
 def _mfu(plan: Plan, one: Projection) -> Any:
     """In the plan's convention, where the workload has one."""
     return one.mfu_in(plan.convention) if isinstance(plan.model, Transformer) else one.mfu
@@ -314,7 +310,7 @@ def _mfu(plan: Plan, one: Projection) -> Any:
 def _useful_row(done: Projected) -> list[str]:
     cells = []
     for one, more in zip(done.projections, done.usefulness, strict=True):
-        if one.algorithm.kind in SYNCHRONOUS and more is None:
+        if one.algorithm.kind in SYNCHRONOUS:
             cells.append("the same")
         elif more is None:
             cells.append("not known")
