@@ -446,6 +446,16 @@ def test_gossip_overlaps_until_the_links_are_full():
     assert float(twice.busy_s) == pytest.approx(2 * float(fast.busy_s))
 
 
+@pytest.mark.parametrize("kind", ["adpsgd", "a2cid2", "noloco"])
+def test_workers_of_a_node_share_its_links_in_pairwise_exchanges(kind):
+    """Of 15 others 8 are on the other node: a round is no shorter than the node's links need for all that leaves."""
+    size, per_node = 4e9, 8
+    busy = float(cost.Algorithm(kind).exchange(group(n=16, per_node=per_node, parameters=size / 4)).busy_s)
+    rounds = 1 / cost.Algorithm(kind).get("local_steps") if kind == "noloco" else 1.0
+    least = rounds * per_node * 8 / 15 * size / CLUSTER.node_bytes_per_s
+    assert least <= busy < 1.3 * least + rounds * size / CLUSTER.scaleup_bytes_per_s
+
+
 def test_one_peer_rounds_leave_the_node_as_often_as_their_hops_do():
     """(log2 n - log2 g) / log2 n of the rounds, g models through a node's NICs."""
     one = group(

@@ -126,8 +126,12 @@ class Between:
         return network.all_reduce_s(size, self.n, self.per_node, self.cluster)
 
     def exchange_s(self, size: Any, crossing: Any) -> Any:
-        """Messages both ways between two workers, of which a share ``crossing`` are on different nodes."""
-        out = network.send_s(size, self.cluster.node_size * np.asarray(crossing, float), self.cluster)
+        """Messages both ways between two workers, of which a share ``crossing`` are on different nodes.
+
+        Those that leave a node have 1 / node_size of its links each: then a round takes as long as the node's links
+        need for all that leaves, node_size crossing size / bandwidth.
+        """
+        out = network.send_s(size, self.cluster.node_size, self.cluster)
         inside = network.send_s(size, 1.0, self.cluster, crosses=False)
         return self.among(crossing * out + (1 - crossing) * inside)
 
