@@ -11,7 +11,7 @@ import numpy as np
 
 from decentral.cost.algorithms import METHODS, Algorithm, Exchange, between
 from decentral.cost.cluster import Cluster
-from decentral.cost.conventions import applicable, flops_per_token
+from decentral.cost.conventions import applicable, flops_per_token, utilisation
 from decentral.cost.energy import JOULES_PER_KWH, co2_kg, energy_j, load_power_w, money, power_w
 from decentral.cost.failures import checkpoint_s, data_stall, decentralised_goodput, synchronous_goodput
 from decentral.cost.kernels import Constants
@@ -139,7 +139,7 @@ class Projection:
         flops = flops_per_token(
             self.model, convention, embedding=False, recomputed=self.layout.recompute == "full"
         )
-        return self.tokens_per_s * flops / (self.cluster.devices * np.asarray(self.cluster.peak_flops, float))
+        return utilisation(self.tokens_per_s, flops, self.cluster.devices, self.cluster.peak_flops)
 
     def conventions(self) -> dict[str, Any]:
         """Convention -> MFU, of all that apply to the workload."""
