@@ -584,6 +584,11 @@ def test_masked_and_recomputed_work_counts_for_hfu_alone():
     assert float(padded.sent_bytes["expert parallel"]) == pytest.approx(
         2 * float(dropless.sent_bytes["expert parallel"])
     )
+    kept = [
+        float(cost.memory(model, spread, CLUSTER, cost.Algorithm("ddp")).parts["activations"])
+        for model in (MOE, capacity)
+    ]
+    assert 1.1 * kept[0] < kept[1] < 2 * kept[0]  # a slot's activations are kept, empty or not
 
 
 def test_fields_of_sparse_models_broadcast_too():

@@ -112,9 +112,8 @@ def _activations(model: Transformer, layout: Layout, *, petra: bool) -> Any:
     feed = wide(model.ffn)
     if model.moe is not None:
         share = model.moe.dense_layers / np.asarray(model.layers, float)
-        sparse = (
-            wide(model.moe.top_k * np.asarray(model.moe.ffn) + model.moe.shared_ffn) + 4 * h * model.moe.top_k
-        )
+        slots = model.moe.top_k * np.maximum(np.asarray(model.moe.capacity_factor, float), 1.0)
+        sparse = wide(slots * model.moe.ffn + model.moe.shared_ffn) + 4 * h * slots
         feed = share * feed + (1 - share) * sparse
     scores = (
         0.0
