@@ -456,7 +456,7 @@ def claims(runs):
     def exact(statement, accepted, source, tag="derived"):
         return Claim("S2", "Co-design of sparse training", statement, source, tag, "exact", accepted)
 
-    formulas = "the formula file of the cost model (closed forms, sources in it)"
+    formulas = "closed forms of decentral/cost"
     peaks, flops_alone, bytes_alone = "peaks alone", "FLOPs alone", "bytes alone"
     sixteen, eight = ({r: projected(EXPERTS, p, r, uneven=1.0) for r in REGIMES} for p in ("bf16", "mxfp8"))
     checked = []

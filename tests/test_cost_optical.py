@@ -169,7 +169,7 @@ def test_stages_overlap_like_a_pipeline():
     ],
 )
 def test_frames_of_a_vector(mode, complex_rows, bits, signed, frames):
-    """Bit planes, times two for signs, times the frames of the mode; 12 to 48 for 6 bits and signs (optical study)."""
+    """Bit planes, times two for signs, times the frames of the mode; 12 to 48 for 6 bits and signs."""
     task = RandomProjection(1000, 1000, 10, mode, complex_rows, bits, signed)
     assert light(task).work_s == pytest.approx(10 * frames * 5e-4)
 
@@ -391,7 +391,7 @@ def test_feedback_of_a_step():
 
 
 def test_break_even_of_skipping_activation_gradients():
-    """k F / (2 f), optical study: 2.6e9, 5e10 and 2e11 parameters for each token."""
+    """k F / (2 f): 2.6e9, 5e10 and 2e11 parameters for each token."""
     found = cost.break_even_parameters([1, 2, 2], [10e12, 100e12, 400e12], 1900)
     np.testing.assert_allclose(found, [2.6e9, 5.3e10, 2.1e11], rtol=0.02)
 

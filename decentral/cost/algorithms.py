@@ -347,7 +347,7 @@ METHODS = {
         1,
         0,
         "0",
-        "Zhao et al., arXiv 2304.11277 (read: cost study)",
+        "Zhao et al., arXiv 2304.11277 (recalled)",
     ),
     "local_sgd": Method(
         periodic, {"local_steps": 8, "message_bits": 32}, "all", 1, 0, "0", "Stich 2019 (recalled)"
@@ -424,7 +424,7 @@ METHODS = {
         1,
         1,
         "1 step",
-        "Wang et al. 2025 (read: cost study)",
+        "Wang et al. 2025 (recalled)",
     ),
     "petra": Method(
         ddp,

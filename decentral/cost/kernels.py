@@ -19,15 +19,16 @@ SPLIT = 1024
 
 @dataclass(frozen=True)
 class Constants:
-    """What no data sheet says. Two are fitted, the others come from their source as they are.
+    """What no data sheet says. Two are fitted to measurements; of the others each line says where it is from.
 
     Attributes:
         sustained: what the products of a training run reach of the largest product measured alone, beyond what their shape
             explains: clocks fall under continuous load, and inputs are not in cache. Fitted.
         sharding: of FSDP's collectives that overlap with compute, the part by which they slow it: they take compute units and
             memory bandwidth from the products beside them, and copy what they gather. Fitted.
-        interference: the same of other collectives, which are not as dense (read, cost study).
-        flash: of the ceiling, what attention in one kernel reaches (read, cost study: 40 to 50 % of FlashAttention-2's forward
+        interference: the same of other collectives, which are not as dense (recalled: two phases that
+            overlap take the longer and a tenth of the shorter).
+        flash: of the ceiling, what attention in one kernel reaches (recalled: 40 to 50 % of FlashAttention-2's forward
             pass on A100 and H100).
         epilogue: times a product's result crosses main memory while nothing is multiplied: written, and the operands of the next
             tile fetched (assumed).

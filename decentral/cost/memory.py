@@ -59,7 +59,7 @@ def memory(
 ) -> Memory:
     """Bytes on the fullest device of one worker.
 
-    Activations of a transformer as Korthikanti et al. (arXiv 2205.05198, read in the cost study) count them, with other widths
+    Activations of a transformer as Korthikanti et al. (arXiv 2205.05198) count them, with other widths
     for gated networks, grouped queries and experts; stage 0 of a pipeline keeps those of min(m, p) micro-batches.
     Parameters and gradients have 2 bytes, what the algorithm remembers between exchanges 4, and its buffers what its
     messages have.

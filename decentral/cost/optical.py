@@ -534,8 +534,8 @@ def feedback(
     """What the feedback of a step of direct feedback alignment takes: the error of every token, projected for all layers.
 
     One frame holds one token, so an optical unit's time grows with the tokens, and does not shrink with the batch. The mode has
-    to be linear: with |H e|^2 as feedback nothing is learned (measured, optical study: accuracy at chance). By default errors are
-    ternary, -1, 0 or 1: two planes; how that learns is to be measured, not assumed.
+    to be linear: |H e|^2 is even in e, blind to the sign of an error, and nothing is learned from it (derived). By default
+    errors are ternary, -1, 0 or 1: two planes; how that learns is to be measured, not assumed.
 
     Args:
         tokens: of the step, all together; ``rivals.units`` and ``rivals.devices`` share them.
