@@ -58,7 +58,7 @@ class Algorithm:
     def problems(self) -> list[str]:
         """A sentence for everything that is wrong."""
         if self.kind not in METHODS:
-            return [f"algorithm.kind: got {self.kind!r}; {suggest(str(self.kind), METHODS)}"]
+            return [f"algorithm.kind: got {self.kind!r}. {suggest(str(self.kind), METHODS)}"]
         wrong, has = [], METHODS[self.kind].options
         for one in fields(self)[2:]:
             value = getattr(self, one.name)
@@ -74,7 +74,7 @@ class Algorithm:
         if self.projector is not None and self.projector not in PROJECTORS:
             wrong.append(f"algorithm.projector: got {self.projector!r}; allowed: {', '.join(PROJECTORS)}")
         if self.unit is not None and self.unit not in OPTICAL_UNITS:
-            wrong.append(f"algorithm.unit: got {self.unit!r}; {suggest(str(self.unit), OPTICAL_UNITS)}")
+            wrong.append(f"algorithm.unit: got {self.unit!r}. {suggest(str(self.unit), OPTICAL_UNITS)}")
         return wrong
 
     def get(self, option: str) -> Any:

@@ -497,7 +497,7 @@ def _conditions(
                 wrong.append(f"{room}.{key}: unknown key. {suggest(key, keys)}")
             elif key == "convention":
                 if not isinstance(value, str) or value not in CONVENTIONS:
-                    wrong.append(f"training.convention: got {value!r}; {suggest(str(value), CONVENTIONS)}")
+                    wrong.append(f"training.convention: got {value!r}. {suggest(str(value), CONVENTIONS)}")
                 convention = value
             elif key == "storage":
                 nodes = 1.0 if cluster is None else float(cluster.nodes)
