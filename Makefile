@@ -8,7 +8,7 @@ ROWS ?=
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-CHECKED := decentral tests benchmarks paper_figures
+CHECKED := decentral tests benchmarks paper_figures notebooks docs/conf.py docs/_extensions
 
 # NumPy's BLAS threads beside XLA's get in each other's way; what loads NumPy before the tests' own setting needs it here.
 export OPENBLAS_NUM_THREADS ?= 1
@@ -19,7 +19,7 @@ QUICK_TO_COMPILE := $(XLA_FLAGS) --xla_backend_optimization_level=0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo figures test test-all bench validate-cost lint format hooks clean
+.PHONY: help install demo notebooks docs figures test test-all bench validate-cost lint format hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,15 +29,25 @@ $(BIN)/python:
 	$(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp per extra: made again when pyproject.toml changes.
+# A stamp per extra ("run": none): made again when pyproject.toml changes.
+$(VENV)/.installed-run: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
 install: $(VENV)/.installed-test ## make .venv with the package (editable) and what the tests need
 
-demo: $(VENV)/.installed-test ## run the packaged quickstart: prints a table and the path of a plot
+demo: $(VENV)/.installed-run ## run the packaged quickstart: prints a table and the path of a plot
 	$(BIN)/decentral run quickstart
+
+notebooks: $(VENV)/.installed-notebooks ## open the notebooks in Jupyter
+	JUPYTER_CONFIG_PATH=notebooks/jupyter $(BIN)/jupyter lab notebooks
+
+docs: $(VENV)/.installed-docs ## build the documentation into build/docs; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky docs build/docs
 
 figures: $(VENV)/.installed-test ## run the papers' experiments that are missing, draw their figures, check their claims
 	$(BIN)/decentral figures $(FIGURES_ARGS)
