@@ -53,6 +53,7 @@ def test_every_number_has_a_source_and_the_graph_is_a_topology(name):
     tables = tomllib.loads(network_names()[name].read_text())
     assert (network.name, tables["name"]) == (name, name)
     used = {f"{table}.{key}" for table in ("links", "hardware") for key in tables[table]} - {"links.kind"}
+    used |= {f"units.{key}" for unit in tables.get("units", ()) for key in unit}
     assert used <= network.sources.keys()
     assert {text.partition(":")[0] for text in network.sources.values()} <= set(TAGS)
     assert list(network.graph) == list(range(network.n))

@@ -634,3 +634,20 @@ def test_the_room_never_imports_jax():
         "import sys, decentral.topology as t; t.named('ring', n=8).summary(); sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["ring", "path"])
+def test_lambda_2_of_even_paths_and_rings_is_known_in_closed_form(kind, monkeypatch):
+    """Lanczos takes 100 s for the ring of 100,000."""
+    one = named(kind, n=50)
+    dense = np.linalg.eigvalsh(one.laplacian.toarray())[1]
+    monkeypatch.setattr(spectra, "DENSE_EIGENVALUES_MAX_N", 10)
+    monkeypatch.setattr(spectra.sla, "eigsh", None)  # not asked
+    assert spectra.second_eigenvalue(one.laplacian) == pytest.approx(dense, rel=1e-11)
+
+
+def test_other_graphs_have_no_such_form():
+    uneven = named("ring", n=50)
+    rates = np.linspace(1.0, 2.0, len(uneven.edges))
+    for one in (uneven.with_edge_rates(rates), named("grid", n=50), named("star", n=50)):
+        assert spectra._line(one.laplacian) is None

@@ -23,6 +23,7 @@ from decentral.topology.network import RATE_ARGUMENTS, Topology, named
 from decentral.topology.networks import RealNetwork, load_network, network_graph, network_names
 from decentral.topology.rates import BUDGETS, RATES
 from decentral.topology.schedules import SCHEDULES, Schedule
+from decentral.topology.units import UnitNode, units_from
 
 __all__ = [
     "BUDGETS",
@@ -35,6 +36,7 @@ __all__ = [
     "RealNetwork",
     "Schedule",
     "Topology",
+    "UnitNode",
     "barbell",
     "complete",
     "erdos_renyi",
@@ -55,5 +57,6 @@ __all__ = [
     "ring",
     "star",
     "torus",
+    "units_from",
     "watts_strogatz",
 ]

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from decentral.errors import InvalidInput, check_integer, suggest
 from decentral.topology.graphs import MAX_NETWORKX_EDGES, check_edge_count
 from decentral.topology.network import Topology
+from decentral.topology.units import UnitNode, check_units, places, units_from
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,15 +28,17 @@ class DirectedTopology:
         n: number of workers, at least 2.
         arcs: (A, 2) integers (source, target): source sends to target. In lexicographic order, none twice, no self
             loops.
+        units: optical units that serve workers; they are no workers.
 
     Raises:
         InvalidInput: n < 2; arcs not as described; some workers cannot reach, or be reached from, worker 0 (the
-            message names them).
+            message names them); a worker with two units.
     """
 
     name: str
     n: int
     arcs: np.ndarray
+    units: tuple[UnitNode, ...] = ()
 
     def __post_init__(self) -> None:
         n, arcs = check_integer("topology.n", self.n, 2), np.array(self.arcs)
@@ -52,10 +56,15 @@ class DirectedTopology:
         arcs.setflags(write=False)
         object.__setattr__(self, "n", n)
         object.__setattr__(self, "arcs", arcs)
+        object.__setattr__(self, "units", check_units(self.units, n))
 
     @classmethod
-    def from_graph(cls, graph: nx.DiGraph, name: str | None = None) -> DirectedTopology:
+    def from_graph(
+        cls, graph: nx.DiGraph, name: str | None = None, *, units: object = None
+    ) -> DirectedTopology:
         """Any directed networkx graph; worker k is its k-th node, sorted where nodes can be compared. Parallel arcs count once.
+
+        ``units`` are as :func:`decentral.topology.units.units_from` takes them.
 
         Raises:
             InvalidInput: not a directed graph; fewer than 2 nodes; self loops; not strongly connected.
@@ -76,7 +85,12 @@ class DirectedTopology:
         arcs = np.array([(worker[u], worker[v]) for u, v in graph.edges()], dtype=np.int64).reshape(-1, 2)
         arcs = np.unique(arcs, axis=0)
         _require_strongly_connected("graph", len(labels), arcs, labels)
-        return cls(name or graph.name or "graph", len(labels), arcs)
+        return cls(name or graph.name or "graph", len(labels), arcs, units_from(units, len(labels)))
+
+    @property
+    def unit_of(self) -> np.ndarray:
+        """(n,) int64: the place in ``units`` of the unit that serves each worker, -1 for none."""
+        return places(self.units, self.n)
 
     @property
     def out_degrees(self) -> np.ndarray:
@@ -99,7 +113,7 @@ class DirectedTopology:
         """
         return push_sum_weights(self.n, self.arcs)
 
-    def summary(self) -> dict[str, str | int | bool]:
+    def summary(self) -> dict[str, Any]:
         """Size and degrees as a plain dict that JSON can hold; ``balanced``: every in-degree is the out-degree."""
         out_degrees, in_degrees = self.out_degrees, self.in_degrees
         return {
@@ -111,7 +125,7 @@ class DirectedTopology:
             "in_degree_min": int(in_degrees.min()),
             "in_degree_max": int(in_degrees.max()),
             "balanced": bool(np.all(out_degrees == in_degrees)),
-        }
+        } | ({"units": [unit.as_dict() for unit in self.units]} if self.units else {})
 
 
 def _adjacency(n: int, arcs: np.ndarray) -> sp.csr_matrix:
@@ -199,10 +213,11 @@ def random_digraph(n: int, degree: int = 2, seed: int = 0) -> nx.DiGraph:
 DIRECTED: dict[str, Callable[..., nx.DiGraph]] = {
     function.__name__: function for function in (directed_ring, directed_exponential, random_digraph)
 }
+"""Every directed graph by the name a spec uses."""
 
 
-def named_directed(kind: str, *, n: int, **arguments: object) -> DirectedTopology:
-    """A directed topology by name: ``named_directed("random_digraph", n=16, degree=3)``.
+def named_directed(kind: str, *, n: int, units: object = None, **arguments: object) -> DirectedTopology:
+    """A directed topology by name: ``named_directed("random_digraph", n=16, degree=3)``; ``units`` as for ``from_graph``.
 
     Raises:
         InvalidInput: an unknown name or argument (with the nearest allowed one), or what the graph's function refuses.
@@ -214,4 +229,4 @@ def named_directed(kind: str, *, n: int, **arguments: object) -> DirectedTopolog
         raise InvalidInput(
             f"topology.{name}", arguments[name], f"an argument of {kind}", suggest(name, allowed)
         )
-    return DirectedTopology.from_graph(DIRECTED[kind](n, **arguments), kind)
+    return DirectedTopology.from_graph(DIRECTED[kind](n, **arguments), kind, units=units)

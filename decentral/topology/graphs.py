@@ -139,7 +139,7 @@ def grid(n: int, rows: int | None = None) -> nx.Graph:
 
     Raises:
         InvalidInput: ``rows`` does not divide n, or is left out where n is a prime above 3 (the grid would be
-        a path).
+            a path).
     """
     return _lattice(n, rows, "grid", periodic=False)
 
@@ -168,10 +168,11 @@ def barbell(n: int) -> nx.Graph:
     return _graph(n, itertools.chain(*cliques, [(half - 1, half)]), "barbell")
 
 
-def pipelines(n: int, stages: int | None = None) -> nx.Graph:
+def pipelines(n: int, stages: int | None = None, broadcast: bool = False) -> nx.Graph:
     """Pipelines of ``stages`` workers, d stages ... d stages + stages - 1, in a ring (two: side by side) stage by stage.
 
-    The product of a path and a ring; by default one pipeline of all workers, a path.
+    The product of a path and a ring; by default one pipeline of all workers, a path. With ``broadcast`` the last worker of each
+    pipeline is joined to all of it.
     """
     n = check_integer("topology.n", n, 2)
     stages = n if stages is None else check_integer("topology.stages", stages, 1)
@@ -181,6 +182,8 @@ def pipelines(n: int, stages: int | None = None) -> nx.Graph:
     pairs = [(node[:, :-1], node[:, 1:])]
     if len(node) > 1:
         pairs.append((node, np.roll(node, -1, axis=0)))
+    if broadcast:
+        pairs.append((node[:, :-2], np.repeat(node[:, -1:], max(stages - 2, 0), axis=1)))
     edges = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in pairs])
     return _graph(n, edges, "pipelines")
 
@@ -261,3 +264,4 @@ _ALL_RANDOM = (random_geometric, erdos_renyi, random_regular, watts_strogatz)
 TOPOLOGIES: dict[str, Callable[..., nx.Graph]] = {
     function.__name__: function for function in _ALL + _ALL_RANDOM
 }
+"""Every undirected graph by the name a spec uses."""

@@ -18,6 +18,7 @@ import dataclasses
 import inspect
 import math
 from functools import cached_property
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -28,6 +29,7 @@ from decentral.errors import InvalidInput, check_choice, check_integer, check_nu
 from decentral.topology import spectra
 from decentral.topology.graphs import TOPOLOGIES, check_edge_count
 from decentral.topology.rates import BUDGETS, RATES, edge_rates, incidence
+from decentral.topology.units import UnitNode, check_units, places, units_from, units_of_graph, with_units
 
 MAX_ARRAY_EDGES = 100_000_000
 
@@ -79,7 +81,7 @@ def _edge_times(edge_time_s: float | np.ndarray, count: int) -> np.ndarray:
     return times
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Topology:
     """A connected graph of n workers and a rate of exchanges per edge; see :func:`named`, ``from_graph``.
 
@@ -89,16 +91,18 @@ class Topology:
         edges: (E, 2) integers with i < j, in lexicographic order, none twice.
         edge_rates: (E,) float64, lambda_e: expected exchanges on each edge per unit time. An edge of rate 0
             stays in the list, is never used, and counts in no constant or matrix below.
+        units: optical units that serve workers; they are no workers, and count in no constant either.
 
     Raises:
         InvalidInput: n < 2; edges not as described; a rate negative, NaN or infinite; the edges of positive
-            rate do not connect the graph (the message names the smallest components).
+            rate do not connect the graph (the message names the smallest components); a worker with two units.
     """
 
     name: str
     n: int
     edges: np.ndarray
     edge_rates: np.ndarray
+    units: tuple[UnitNode, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", check_integer("topology.n", self.n, 2))
@@ -133,6 +137,13 @@ class Topology:
         for field, array in (("edges", edges), ("edge_rates", rates)):
             array.setflags(write=False)
             object.__setattr__(self, field, array)
+        object.__setattr__(self, "units", check_units(self.units, self.n))
+
+    def __repr__(self) -> str:
+        units = f", {len(self.units)} optical units" if self.units else ""
+        return (
+            f"<Topology {self.name}: {self.n} workers, {len(self.edges)} edges, rate {self.rate:.4g}{units}>"
+        )
 
     @classmethod
     def from_graph(
@@ -144,13 +155,15 @@ class Topology:
         rates: str = "uniform",
         rates_budget: str = "total",
         edge_time_s: float | None = None,
+        units: object = None,
     ) -> Topology:
         """Any undirected networkx graph.
 
         Args:
             graph: worker k is the k-th node in sorted order, or in the graph's own order where nodes cannot
                 be compared. Parallel edges, and the edge attribute ``multiplicity``, make an edge count that
-                many times.
+                many times. A node with the attribute ``optical="LightOn OPU Gen-3"`` is no worker but an optical unit: its
+                edges say whom it serves, and their attributes ``latency_s`` and ``bandwidth_bytes_per_s`` its link.
             name: by default the graph's own name, or "graph".
             rate: exchanges per worker and unit time, by default 1: the total rate is n * rate / 2, since two workers take
                 part in an exchange.
@@ -169,11 +182,13 @@ class Topology:
             edge_time_s: tau_ij > 0, seconds an exchange keeps both NICs busy, one number for all edges (other than "nic" it
                 means nothing and is refused). By default the edge attribute ``edge_time_s``, 1.0 if no edge has it; parallel
                 edges take their mean.
+            units: optical units beside those in the graph, as :func:`decentral.topology.units.units_from` takes them.
 
         Raises:
             InvalidInput: not an undirected graph; fewer than 2 nodes; self loops; disconnected (components
                 are named); a multiplicity, rate or time that is not a positive finite number; edges of which only some have a
-                time; unknown ``rates`` or ``rates_budget``, or what does not go with them; "optimal" for too large a graph.
+                time; unknown ``rates`` or ``rates_budget``, or what does not go with them; "optimal" for too large a graph;
+                units as in :func:`decentral.topology.units.units_from`.
         """
         if not isinstance(graph, nx.Graph):
             raise InvalidInput("graph", type(graph).__name__, "an undirected networkx graph")
@@ -182,6 +197,7 @@ class Topology:
             raise InvalidInput(
                 "graph", f"a directed {type(graph).__name__}", "an undirected networkx graph", advice
             )
+        whole, (graph, in_graph) = graph, units_of_graph(graph)
         if len(graph) < 2:
             raise InvalidInput("graph", f"{len(graph)} node(s)", "at least 2 nodes")
         if loop := next(nx.selfloop_edges(graph), None):
@@ -222,7 +238,11 @@ class Topology:
             weighted = np.array(multiplicities) * _edge_times(given, len(times))
             seconds = np.bincount(edge, weighted, len(keys)) / counts
         found = edge_rates(rates, n, edges, counts, total_rate, seconds)
-        return cls(name or graph.name or "graph", n, edges, found)
+        nodes = [
+            UnitNode(str(node), device, tuple(worker[label] for label in served), **link)
+            for node, device, served, link in in_graph
+        ]
+        return cls(name or whole.name or "graph", n, edges, found, (*nodes, *units_from(units, n)))
 
     def with_edge_rates(self, edge_rates: np.ndarray) -> Topology:
         """The same graph with other rates (E,), in the order of ``edges``; errors as for the class."""
@@ -278,6 +298,11 @@ class Topology:
     def degrees(self) -> np.ndarray:
         """(n,) integers: neighbours of each worker (a doubled edge leads to one neighbour)."""
         return np.bincount(self.edges[self.edge_rates > 0].ravel(), minlength=self.n)
+
+    @cached_property
+    def unit_of(self) -> np.ndarray:
+        """(n,) int64: the place in ``units`` of the unit that serves each worker, -1 for none."""
+        return places(self.units, self.n)
 
     @cached_property
     def laplacian(self) -> sp.csr_matrix:
@@ -425,17 +450,17 @@ class Topology:
     # -- out -------------------------------------------------------------------------------------------------
 
     def to_networkx(self) -> nx.Graph:
-        """A ``networkx.Graph`` on 0 .. n-1; the edge attribute ``rate`` is lambda_e."""
+        """A ``networkx.Graph`` on 0 .. n-1, and the units' names; the edge attribute ``rate`` is lambda_e."""
         graph = nx.Graph(name=self.name)
         graph.add_nodes_from(range(self.n))
         rates = self.edge_rates.tolist()
         graph.add_edges_from(
             (i, j, {"rate": rate}) for (i, j), rate in zip(self.edges.tolist(), rates, strict=True)
         )
-        return graph
+        return with_units(graph, self.units) if self.units else graph
 
-    def summary(self, decay: float = 0.9) -> dict[str, str | int | float | bool]:
-        """All constants as a plain dict that JSON can hold; ``edges`` is their number.
+    def summary(self, decay: float = 0.9) -> dict[str, Any]:
+        """All constants as a plain dict that JSON can hold; ``edges`` is their number; ``units`` where there are any.
 
         ``chi_2_relative_error`` is ``chi_2_error``; ``effective_neighbours_relative_error`` is two standard
         errors.
@@ -460,7 +485,7 @@ class Topology:
             "effective_neighbours_relative_error": neighbours_error,
             "degree_min": int(self.degrees.min()),
             "degree_max": int(self.degrees.max()),
-        }
+        } | ({"units": [unit.as_dict() for unit in self.units]} if self.units else {})
 
 
 def named(
@@ -471,9 +496,10 @@ def named(
     rates: str = "uniform",
     rates_budget: str = "total",
     edge_time_s: float | None = None,
+    units: object = None,
     **arguments: object,
 ) -> Topology:
-    """A topology by name: ``named("barbell", n=16, rates="optimal")``; see :meth:`Topology.from_graph` for the rates.
+    """A topology by name: ``named("barbell", n=16, rates="optimal")``; see :meth:`Topology.from_graph` for rates and units.
 
     ``arguments`` go to the function in ``TOPOLOGIES``.
 
@@ -490,7 +516,7 @@ def named(
                 f"topology.{argument}",
                 arguments[argument],
                 f"an argument of {kind}",
-                suggest(argument, [*allowed, *RATE_ARGUMENTS]),
+                suggest(argument, [*allowed, *RATE_ARGUMENTS, "units"]),
             )
     if kind != "complete":
         return Topology.from_graph(
@@ -500,6 +526,7 @@ def named(
             rates=rates,
             rates_budget=rates_budget,
             edge_time_s=edge_time_s,
+            units=units,
         )
     # 5e7 edges at n = 10,000: 1.2 GB as arrays, 10 GB as a networkx graph
     n = check_integer("topology.n", n, 2)
@@ -509,7 +536,7 @@ def named(
         total_rate = n / 2 / float(_edge_times(1.0 if edge_time_s is None else edge_time_s, 1)[0])
     edges = np.stack(np.triu_indices(n, k=1), axis=1)
     each = 2 * total_rate / n / (n - 1)  # whatever ``rates``: all edges are alike
-    return Topology(kind, n, edges, np.full(len(edges), each))
+    return Topology(kind, n, edges, np.full(len(edges), each), units_from(units, n))
 
 
 RATE_ARGUMENTS = ("rates", "rates_budget", "edge_time_s")

@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 from decentral.errors import InvalidInput, MissingExtra, check_integer, check_number, suggest
 from decentral.topology.graphs import TOPOLOGIES
 from decentral.topology.network import Topology
+from decentral.topology.units import UnitNode, units_from, with_units
 
 FIBRE_KM_PER_S = 200_000.0
 """Two thirds of the speed of light: the refractive index of glass is about 1.5."""
@@ -62,6 +63,7 @@ class RealNetwork:
         hardware: the file's table, empty if it has none: ``device``, ``devices_per_worker`` (1 unless given),
             ``peak_flops_per_s`` of a device and ``efficiency``, the part of it that training reaches.
         sources: dotted key -> where its value is from, e.g. ``"links.inter_bytes_per_s": "measured: ..."``.
+        units: optical units that serve the workers.
     """
 
     name: str
@@ -72,6 +74,7 @@ class RealNetwork:
     links: dict[str, Any]
     hardware: dict[str, Any]
     sources: dict[str, str]
+    units: tuple[UnitNode, ...] = ()
 
     @property
     def n_sites(self) -> int:
@@ -80,7 +83,7 @@ class RealNetwork:
 
     def topology(self, rate: float = 1.0) -> Topology:
         """``graph`` with uniform rates: ``rate`` exchanges per worker and unit time."""
-        return Topology.from_graph(self.graph, self.name, rate)
+        return Topology.from_graph(self.graph, self.name, rate, units=self.units)
 
 
 def network_names() -> dict[str, Path]:
@@ -123,11 +126,12 @@ def load_network(name: str | Path, n: int | None = None) -> RealNetwork:
 
 
 def network_graph(n: int, name: str = "jean_zay_a100") -> nx.Graph:
-    """Who gossips with whom in a named network (:func:`load_network`).
+    """Who gossips with whom in a named network (:func:`load_network`), and a node for each of its optical units.
 
     For clusters a ring of nodes, complete inside: worker r of a node is also joined to worker r of the next.
     """
-    return load_network(name, check_integer("topology.n", n, 2)).graph
+    network = load_network(name, check_integer("topology.n", n, 2))
+    return with_units(network.graph, network.units)
 
 
 # -- from tables to a network ------------------------------------------------------------------------------------------
@@ -137,8 +141,8 @@ def _build(tables: Mapping[str, Any], n: int | None) -> RealNetwork:
     _check_keys(
         "network",
         tables,
-        ("name", "description", "graph", "links", "hardware", "sources"),
-        optional=("hardware",),
+        ("name", "description", "graph", "links", "hardware", "units", "sources"),
+        optional=("hardware", "units"),
     )
     graph, links = _table("graph", tables["graph"]), _table("links", tables["links"])
     kind = links.get("kind")
@@ -162,6 +166,7 @@ def _build(tables: Mapping[str, Any], n: int | None) -> RealNetwork:
         links={"kind": kind} | links,
         hardware=_hardware(tables),
         sources=_flat_sources(_table("sources", tables["sources"])),
+        units=units_from(tables.get("units"), n),
     )
 
 

@@ -29,7 +29,9 @@ from decentral.errors import InvalidInput, check_choice
 from decentral.topology.spectra import is_edge_transitive, nearly_disconnected
 
 RATES = ("uniform", "degree", "optimal")
+"""How edges may share the rate of all exchanges."""
 BUDGETS = ("total", "nic")
+"""What is given to share: so many exchanges, or so much of every network card's time."""
 MAX_OPTIMAL_N = 512
 MAX_OPTIMAL_EDGES = 20_000
 TOLERANCE, WARN_ABOVE = 5e-3, 2e-2

@@ -484,3 +484,4 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "random_geometric": random_geometric,
     "list": from_graphs,
 }
+"""Every schedule by the name a spec uses."""

@@ -7,6 +7,7 @@ repeat.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -52,9 +53,10 @@ def nearly_disconnected(laplacian: sp.csr_matrix) -> InvalidInput:
 def second_eigenvalue(laplacian: sp.csr_matrix) -> float:
     """lambda_2, the smallest positive eigenvalue.
 
-    Above ``DENSE_EIGENVALUES_MAX_N`` Lanczos on the Laplacian itself, which converges fast where the graph
-    expands well; where it does not, elimination is cheap (long, thin graphs) and Lanczos runs on the
-    pseudo-inverse, whose largest eigenvalue 1/lambda_2 is well separated.
+    Above ``DENSE_EIGENVALUES_MAX_N`` in closed form for paths and rings whose edges are all alike. Else Lanczos
+    on the Laplacian itself, which converges fast where the graph expands well, as conjugate gradients do; where
+    they do not, elimination is cheap (long, thin or flat graphs) and Lanczos runs on the pseudo-inverse, whose
+    largest eigenvalue 1/lambda_2 is well separated.
     """
     value = _second_eigenvalue(laplacian)
     if not value > 1e-13 * laplacian.diagonal().max():
@@ -66,17 +68,46 @@ def _second_eigenvalue(laplacian: sp.csr_matrix) -> float:
     n = laplacian.shape[0]
     if n <= DENSE_EIGENVALUES_MAX_N:
         return float(np.linalg.eigvalsh(laplacian.toarray())[1])
+    line = _line(laplacian)
+    if line is not None:
+        return line
     start = np.random.default_rng(_SEED).standard_normal(n)
     shift = 2 * laplacian.diagonal().max()  # lifts the eigenvalue 0 of the constant vector to the top
     lifted = sla.LinearOperator((n, n), matvec=lambda x: laplacian @ x + shift * x.mean(), dtype=float)
-    try:
-        return float(sla.eigsh(lifted, 1, which="SA", v0=start, ncv=40, maxiter=50, tol=1e-9)[0][0])
-    except sla.ArpackError:  # no convergence
-        solve = eliminate(laplacian)
-        inverse = sla.LinearOperator(
-            (n, n), matvec=lambda x: solve(x[:, None] if x.ndim == 1 else x)[:, 0], dtype=float
-        )
-        return float(1 / sla.eigsh(inverse, 1, which="LA", v0=start - start.mean(), tol=1e-12)[0][0])
+    if _expands(laplacian, 500):
+        with contextlib.suppress(sla.ArpackError):  # no convergence
+            return float(sla.eigsh(lifted, 1, which="SA", v0=start, ncv=40, maxiter=50, tol=1e-9)[0][0])
+    solve = eliminate(laplacian)
+    inverse = sla.LinearOperator(
+        (n, n), matvec=lambda x: solve(x[:, None] if x.ndim == 1 else x)[:, 0], dtype=float
+    )
+    return float(1 / sla.eigsh(inverse, 1, which="LA", v0=start - start.mean(), tol=1e-12)[0][0])
+
+
+def _expands(laplacian: sp.csr_matrix, max_iterations: int) -> bool:
+    """Conjugate gradients solve a random system in so many iterations: some milliseconds each at n = 100,000."""
+    right = np.random.default_rng(_SEED).standard_normal((laplacian.shape[0], 1))
+    found = conjugate_gradient(
+        laplacian.__matmul__, right - right.mean(axis=0), laplacian.diagonal(), 1e-7, max_iterations
+    )
+    return found is not None
+
+
+def _line(laplacian: sp.csr_matrix) -> float | None:
+    """lambda_2 of a path or ring whose edges are all alike, in closed form; None for other graphs.
+
+    Their gap falls as 1/n^2, so that nothing iterative finds it quickly.
+    """
+    n, sizes = laplacian.shape[0], np.diff(laplacian.indptr)
+    weights = -laplacian.data[laplacian.data < 0]
+    if (
+        sizes.max() != 3
+        or len(weights) + n != laplacian.nnz
+        or not np.allclose(weights, weights[0], 1e-12, 0)
+    ):
+        return None
+    angle = np.pi / n if sizes.min() == 2 else 2 * np.pi / n
+    return float(4 * weights[0] * np.sin(angle / 2) ** 2)
 
 
 def largest_eigenvalue(laplacian: sp.csr_matrix) -> float:
@@ -133,14 +164,13 @@ def solver(laplacian: sp.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
     """B (n, k) -> x with laplacian x = b - mean(b): conjugate gradients where quick, else elimination."""
     diagonal = laplacian.diagonal()
 
-    def iterate(right: np.ndarray, max_iterations: int = 10_000) -> np.ndarray | None:
+    def iterate(right: np.ndarray) -> np.ndarray | None:
         return conjugate_gradient(
-            laplacian.__matmul__, right - right.mean(axis=0), diagonal, 1e-7, max_iterations
+            laplacian.__matmul__, right - right.mean(axis=0), diagonal, 1e-7, max_iterations=10_000
         )
 
     # Expanders fill in when eliminated (30 s at n = 10,000 and degree 18) and need about 30 iterations.
-    trial = np.random.default_rng(_SEED).standard_normal((laplacian.shape[0], 1))
-    if iterate(trial, max_iterations=60) is None:
+    if not _expands(laplacian, 60):
         return eliminate(laplacian)
 
     def solve(right: np.ndarray) -> np.ndarray:
