@@ -4,7 +4,7 @@ from decentral.timing.cluster import CLUSTERS, Cluster, cluster_from
 from decentral.timing.compute import COMPUTE, ComputeModel, durations_ns
 from decentral.timing.faults import Faults, lost, separated
 from decentral.timing.links import LINKS, LinkModel, Links, NodeLinks, TableLinks, jitter_factor
-from decentral.timing.tapes import Purpose, poisson_ticks, uniforms
+from decentral.timing.tapes import PoissonClocks, Purpose, poisson_ticks, uniforms
 
 __all__ = [
     "CLUSTERS",
@@ -16,6 +16,7 @@ __all__ = [
     "LinkModel",
     "Links",
     "NodeLinks",
+    "PoissonClocks",
     "Purpose",
     "TableLinks",
     "cluster_from",

@@ -177,9 +177,7 @@ def poisson_ticks(
         InvalidInput: the horizon is later than 64 bits of nanoseconds can say.
     """
     if not horizon_s <= LONGEST_S:
-        raise InvalidInput(
-            "stop", f"{horizon_s:g} simulated seconds", f"at most {LONGEST_S:g}", "Use faster clocks."
-        )
+        raise _too_long(horizon_s)
     first, second = np.asarray(first, np.int64), np.asarray(second, np.int64)
     rates = np.ascontiguousarray(rates_per_s, np.float64)
     nothing = np.empty(0, np.int64), np.empty(0, np.int32)
@@ -189,3 +187,80 @@ def poisson_ticks(
     if total:
         _ticks(seed, int(purpose), first, second, rates, float(horizon_s), ticks_ns, clocks)
     return ticks_ns, clocks
+
+
+def _too_long(horizon_s: float) -> InvalidInput:
+    return InvalidInput(
+        "stop", f"{horizon_s:g} simulated seconds", f"at most {LONGEST_S:g}", "Use faster clocks."
+    )
+
+
+@njit(cache=True)
+def _next_ticks(seed, purpose, first, second, rates, horizon, border_ns, pending_s, drawn, ticks_ns, clocks):
+    """Every clock's ticks up to a border, from where it stands; ``pending_s`` and ``drawn`` then stand behind them."""
+    written = 0
+    for clock in range(rates.size):
+        if rates[clock] <= 0.0:
+            continue
+        now, count = pending_s[clock], drawn[clock]
+        block, fresh = (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)), False
+        while count == 0 or (now <= horizon and np.rint(now * 1e9) <= border_ns):
+            if count:
+                if written == ticks_ns.size:
+                    longer_ns, longer = np.empty(2 * written, np.int64), np.empty(2 * written, np.int32)
+                    longer_ns[:written], longer[:written] = ticks_ns, clocks
+                    ticks_ns, clocks = longer_ns, longer
+                ticks_ns[written] = np.int64(np.rint(now * 1e9))
+                clocks[written] = clock
+                written += 1
+            if count % 4 == 0 or not fresh:
+                block = philox(
+                    np.uint64(seed),
+                    np.uint64(purpose),
+                    np.uint64(count // 4),
+                    np.uint64(first[clock]),
+                    np.uint64(second[clock]),
+                    np.uint64(0),
+                )
+                fresh = True
+            now += -np.log1p(-_uniform(block[count % 4])) / rates[clock]
+            count += 1
+        pending_s[clock], drawn[clock] = now, count
+    return ticks_ns[:written], clocks[:written]
+
+
+class PoissonClocks:
+    """The clocks of :func:`poisson_ticks`, read piece by piece instead of at once: the same ticks, bit for bit.
+
+    Args:
+        seed: as there, with all that follows.
+        purpose: as there.
+        first: as there.
+        second: as there.
+        rates_per_s: as there.
+        horizon_s: as there; may be infinite.
+    """
+
+    def __init__(self, seed: int, purpose: Purpose, first, second, rates_per_s, horizon_s: float) -> None:
+        self._tape = int(seed), int(purpose), np.asarray(first, np.int64), np.asarray(second, np.int64)
+        self._rates = np.ascontiguousarray(rates_per_s, np.float64)
+        self._horizon_s = float(horizon_s)
+        self._pending_s, self._drawn = np.zeros(len(self._rates)), np.zeros(len(self._rates), np.int64)
+
+    def until(self, border_ns: int, expected: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """``(ticks_ns, clocks)`` after the last border and up to this one, clock after clock.
+
+        Args:
+            border_ns: nanoseconds; ticks are compared as they are rounded.
+            expected: about how many there will be, so that memory is taken once.
+
+        Raises:
+            InvalidInput: the border is later than 64 bits of nanoseconds can say.
+        """
+        if border_ns > LONGEST_S * 1e9:
+            raise _too_long(border_ns / 1e9)
+        room = int(1.05 * expected) + 1024
+        return _next_ticks(
+            *self._tape, self._rates, self._horizon_s, border_ns, self._pending_s, self._drawn,
+            np.empty(room, np.int64), np.empty(room, np.int32),
+        )  # fmt: skip
