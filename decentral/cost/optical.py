@@ -33,6 +33,8 @@ A100 has three times its arithmetic, and normal ones take more)."""
 OVER_COPY = ((9, 1.0), (13, 1.2), (14, 1.3), (15, 1.8))
 """log2 of the largest transform, and the time of its kernel in 16 bits over that of a copy: A100, batch "not too small" (read,
 README of Dao-AILab/fast-hadamard-transform). Larger ones take several passes (derived)."""
+SECTOR_BYTES = 32
+"""A GPU moves at least so much to meet one number (recalled: the sector of NVIDIA's caches)."""
 PROJECTORS = ("optical", "dense", "hadamard")
 
 
@@ -170,12 +172,14 @@ class Rivals:
         return check_numbers("watts", watts, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProjectorCost:
-    """What a projection takes on one projector.
+    """What a projection takes on one projector. Shown, it names all that the numbers depend on, and the digital rivals.
 
     Attributes:
-        projector: "optical", "dense" or "hadamard".
+        task: what is projected.
+        rivals: the hardware.
+        projector: "optical", "dense", "hadamard" or "sparse".
         seconds: until all outputs are there; infinite where it cannot be done.
         joules: of all that work on it; infinite likewise.
         work_s: of frames, or of kernels, alone.
@@ -187,6 +191,8 @@ class ProjectorCost:
         possible: whether size and memory allow it.
     """
 
+    task: RandomProjection
+    rivals: Rivals
     projector: str
     seconds: Any
     joules: Any
@@ -198,6 +204,16 @@ class ProjectorCost:
     devices: Any
     possible: Any
 
+    def __repr__(self) -> str:
+        if np.ndim(self.seconds):
+            rows, unit = "complex" if self.task.complex_rows else "real", self.rivals.unit.name
+            return (
+                f"{self.projector}: seconds and joules of {np.shape(self.seconds)} projections, {rows} rows, {self.task.mode} "
+                f"mode of {unit}; digital rivals on {self.rivals.cluster.device.name}: see verdict(task, rivals) of one"
+            )
+        own = f"{self.projector}: {_si(float(self.seconds), 's')}, {_si(float(self.joules), 'J')}."
+        return f"{own}\n{verdict(self.task, self.rivals)}"
+
 
 def frames_per_s(inputs: ArrayLike, pixels: ArrayLike, unit: OpticalDevice) -> np.ndarray:
     """Frames an optical unit takes in a second; 0 where it has not that many mirrors or pixels."""
@@ -206,10 +222,44 @@ def frames_per_s(inputs: ArrayLike, pixels: ArrayLike, unit: OpticalDevice) -> n
     return np.select(fits, [rate.frames_per_s for rate in unit.rates], 0.0)
 
 
+class Asked(NamedTuple):
+    """What a projection asks of one optical unit.
+
+    Attributes:
+        frames_per_vector: for each binary vector.
+        frame_s: seconds of a frame; meaningless where it is not possible.
+        bytes_in: of a frame, from the host.
+        bytes_out: of a frame, to the host.
+        possible: whether the unit has as many mirrors and pixels.
+    """
+
+    frames_per_vector: int
+    frame_s: Any
+    bytes_in: Any
+    bytes_out: Any
+    possible: Any
+
+
+def asked_of(task: RandomProjection, unit: OpticalDevice, exposure_s: ArrayLike = 0.0) -> Asked:
+    """Frames, their time and their bytes: a frame takes the longer of 1 / f(n, m) and exposure + 50 us (read).
+
+    Raises:
+        InvalidInput: the unit has no such mode, or the mode no complex outputs.
+    """
+    mode = unit.mode(task.mode)
+    pixels = np.asarray(task.outputs, float) * mode.pixels_per_output
+    rate = frames_per_s(task.inputs, pixels, unit)
+    possible = rate > 0
+    frame_s = np.maximum(1 / np.where(possible, rate, 1.0), np.asarray(exposure_s) + unit.frame_overhead_s)
+    sent = np.ceil(np.asarray(task.inputs, float) * unit.input_bits / 8)
+    read = np.ceil(pixels * unit.output_bits / 8)
+    return Asked(mode.frames(task.complex_rows), frame_s, sent, read, possible)
+
+
 def optical(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
     """On the optical unit: a frame, or several, for each bit plane of each vector.
 
-    A frame takes the longer of 1 / f(n, m) and exposure + 50 us (read). Bytes in, light, bytes out are three stages: F frames
+    Frames as in :func:`asked_of`. Bytes in, light, bytes out are three stages: F frames
     of stages a, b, c take (F - 1) max(a, b, c) + a + b + c where they overlap, and F (a + b + c) where they do not. A unit
     has one matrix of its size: more inputs than mirrors, or more outputs than pixels, cannot be had. An anchor's own frame,
     one for as long as the anchor stays, is left out.
@@ -217,21 +267,17 @@ def optical(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
     Raises:
         InvalidInput: the unit has no such mode, or the mode no complex outputs.
     """
-    unit, mode = rivals.unit, rivals.unit.mode(task.mode)
+    unit, asked = rivals.unit, asked_of(task, rivals.unit, rivals.exposure_s)
     vectors = np.ceil(np.asarray(task.batch, float) / rivals.units) * task.planes
-    frames = vectors * mode.frames(task.complex_rows)
-    pixels = np.asarray(task.outputs, float) * mode.pixels_per_output
-    rate = frames_per_s(task.inputs, pixels, unit)
-    possible = rate > 0
-    light_s = np.maximum(1 / np.where(possible, rate, 1.0), rivals.exposure_s + unit.frame_overhead_s)
-    sent = np.ceil(np.asarray(task.inputs, float) * unit.input_bits / 8)
-    read = np.ceil(pixels * unit.output_bits / 8)
+    frames = vectors * asked.frames_per_vector
+    possible, light_s, sent, read = asked.possible, asked.frame_s, asked.bytes_in, asked.bytes_out
     in_s, out_s = sent / unit.link_bytes_per_s, read / unit.link_bytes_per_s
     host = rivals.host
     calls = np.ceil(vectors / unit.vectors_per_acquisition)
     host_s = calls * host.call_s + vectors * (host.vector_s + host.component_s * np.asarray(task.inputs))
     seconds = _stages(frames, (in_s, light_s, out_s), rivals.overlap) + host_s
     return _cost(
+        (task, rivals),
         "optical",
         seconds,
         unit.power_w + host.power_w,
@@ -321,6 +367,38 @@ def hadamard(task: RandomProjection, rivals: Rivals) -> ProjectorCost:
     return _on_gpus("hadamard", task, rivals, per, work_s, kept, 1.0, possible, kernels_s / work_s)
 
 
+def sparse(task: RandomProjection, rivals: Rivals, entries: ArrayLike) -> ProjectorCost:
+    """On GPUs, as additions of single numbers: a product with a matrix of few entries, ± one number each.
+
+    Vectors are read and outputs written in order. Every entry meets a number elsewhere, which moves a sector of 32 bytes, as if
+    no cache held the vector (derived; where one does, as at a million inputs of 2 bytes, this is up to 16 times too slow). The
+    4 bytes of an entry, its place with its sign, are read once for the batch.
+
+    Args:
+        task: what is projected.
+        rivals: the hardware.
+        entries: of the matrix that are not 0: the inputs in a count sketch, outputs times the entries of a row otherwise; of a
+            complex matrix, twice that.
+
+    Raises:
+        InvalidInput: the device's fp32 peak or its power is not known.
+    """
+    cluster, per = rivals.cluster, np.ceil(np.asarray(task.batch, float) / rivals.devices)
+    inputs, rows, entries = (
+        np.asarray(task.inputs, float),
+        task.real_rows,
+        check_numbers("entries", entries, 1),
+    )
+    vector_bytes, kept = NUMBER_BYTES * (inputs + rows), 4 * entries
+    moved = kept + per * (vector_bytes + SECTOR_BYTES * entries)
+    kernels_s = np.maximum(
+        moved / _bandwidth(cluster), per * entries / (cluster.device.peak_flops("fp32") / 2)
+    )
+    work_s = kernels_s + rivals.constants.launch_s
+    possible = kept + vector_bytes <= cluster.memory_bytes
+    return _on_gpus("sparse", task, rivals, per, work_s, kept, 1.0, possible, kernels_s / work_s)
+
+
 def project_on_each(task: RandomProjection, rivals: Rivals) -> dict[str, ProjectorCost]:
     """Name -> cost, for the optical unit and both digital rivals."""
     return {name: _PROJECT[name](task, rivals) for name in PROJECTORS}
@@ -358,6 +436,7 @@ def _on_gpus(
     far = np.isfinite(rivals.link_bytes_per_s)
     devices = rivals.devices * sharing
     return _cost(
+        (task, rivals),
         name,
         _stages(per, (in_s, work_s / per, out_s), rivals.overlap),
         power_w(rivals.gpu_w, busy),
@@ -371,9 +450,19 @@ def _on_gpus(
     )
 
 
-def _cost(name: str, seconds: Any, watts: Any, devices: Any, possible: Any, **rest: Any) -> ProjectorCost:
+def _cost(
+    of: tuple[RandomProjection, Rivals],
+    name: str,
+    seconds: Any,
+    watts: Any,
+    devices: Any,
+    possible: Any,
+    **rest: Any,
+) -> ProjectorCost:
     seconds = np.where(possible, seconds, np.inf)
-    return ProjectorCost(name, seconds, watts * devices * seconds, devices=devices, possible=possible, **rest)
+    return ProjectorCost(
+        *of, name, seconds, watts * devices * seconds, devices=devices, possible=possible, **rest
+    )
 
 
 # -- who wins ------------------------------------------------------------------------------------------------------------
@@ -579,3 +668,137 @@ def break_even_parameters(frames: ArrayLike, flops_per_s: ArrayLike, frames_per_
     frames = check_numbers("frames", frames, 0)
     flops_per_s = check_numbers("flops_per_s", flops_per_s, 0)
     return frames * flops_per_s / (2 * check_numbers("frames_per_s", frames_per_s, 0, above=True))
+
+
+# -- random features and a ridge on them ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Computer:
+    """What is done around a projection, at rates that one run gives.
+
+    Attributes:
+        encoded_per_s: numbers of the inputs turned into bits.
+        decoded_per_s: pixels added up to components.
+        flops_per_s: of the ridge's matrix products.
+        scored_bytes_per_s: of features that the fitted ridge reads.
+    """
+
+    encoded_per_s: Any
+    decoded_per_s: Any
+    flops_per_s: Any
+    scored_bytes_per_s: Any
+
+    def __post_init__(self) -> None:
+        for name in ("encoded_per_s", "decoded_per_s", "flops_per_s", "scored_bytes_per_s"):
+            check_numbers(name, getattr(self, name), 0, above=True)
+
+
+FEATURE_BYTES = 4
+"""Of a feature that a ridge is fitted to: float32."""
+
+
+def ridge_flops(samples: ArrayLike, features: ArrayLike, classes: ArrayLike) -> np.ndarray:
+    """Operations of an exact ridge classifier, in the cheaper of its two forms.
+
+    With fewer samples than features the Gram matrix F F^T is solved, and the weights are F^T of the solution; else F^T F. A
+    symmetric product takes half of a general one, a Cholesky factor a third of the cube (derived).
+    """
+    samples, features, classes = (
+        check_numbers(name, value, 1)
+        for name, value in (("samples", samples), ("features", features), ("classes", classes))
+    )
+    less, more = np.minimum(samples, features), np.maximum(samples, features)
+    return less**2 * more + less**3 / 3 + 2 * less**2 * classes + 2 * samples * features * classes
+
+
+STL10_COMPUTER = Computer(
+    encoded_per_s=13_000 * 25_088 / 5.89,
+    decoded_per_s=26_000 * 315_000 / 1.71,
+    flops_per_s=float(ridge_flops(5000, 315_000, 10)) / 29.99,
+    scored_bytes_per_s=8000 * 315_000 * FEATURE_BYTES / 3.49,
+)
+"""Fitted, each to one number, to a published run (read, output of a notebook of LightOn): STL-10, 5,000 images to train on
+and 8,000 to test, two frames of 25,088 bits for each into 315,000 components; 5.89 s to encode, 1.71 to decode, 29.99 for the
+ridge, 3.49 to score. The 20.32 s of its projection are not fitted: MEASURED_HOST gives 18.8, from other runs. Which computer it
+was is not known; 0.26 TFLOP/s are some cores of a server."""
+
+
+@dataclass(frozen=True)
+class FeaturePipeline:
+    """Seconds of a classifier on random features, one phase after the other.
+
+    Attributes:
+        projector: "optical", "dense" or "hadamard".
+        encode_s: of inputs to bits; only an optical unit needs it.
+        project_s: of the projection, with the host of an optical unit.
+        decode_s: of pixels to components; only an optical unit needs it.
+        fit_s: of an exact ridge on the training samples.
+        score_s: of the test samples.
+        feature_bytes: that all features take, training and test, in float32.
+    """
+
+    projector: str
+    encode_s: Any
+    project_s: Any
+    decode_s: Any
+    fit_s: Any
+    score_s: Any
+    feature_bytes: Any
+
+    @property
+    def seconds(self) -> Any:
+        """Of all phases."""
+        return self.encode_s + self.project_s + self.decode_s + self.fit_s + self.score_s
+
+    @property
+    def projection_share(self) -> Any:
+        """Of the projection in all seconds: without any other phase being faster, no projector saves more than this."""
+        return self.project_s / self.seconds
+
+
+def feature_pipeline(
+    task: RandomProjection,
+    rivals: Rivals,
+    computer: Computer = STL10_COMPUTER,
+    *,
+    test: ArrayLike,
+    classes: ArrayLike,
+) -> dict[str, FeaturePipeline]:
+    """Encode, project, decode, fit a ridge and score, on an optical unit or with a GPU that projects in its place.
+
+    The ridge is the same computer's for all, and does not shrink with a faster projection. Data that a GPU projects need no
+    bits; what else it could do, such as the ridge, is left to the computer here.
+
+    Args:
+        task: of the training samples; its batch is their number.
+        rivals: the hardware that projects.
+        computer: that does the rest.
+        test: samples to score; they are encoded, projected and decoded too.
+        classes: of the labels.
+
+    Returns:
+        Name of the projector -> its pipeline.
+    """
+    test = check_numbers("test", test, 0)
+    samples = np.asarray(task.batch, float) + test
+    inputs, outputs = np.asarray(task.inputs, float), np.asarray(task.outputs, float)
+    mode = rivals.unit.mode(task.mode)
+    pixels = outputs * mode.pixels_per_output * mode.frames(task.complex_rows) * task.planes
+    found = project_on_each(replace(task, batch=samples), rivals)
+    around = {
+        "fit_s": ridge_flops(task.batch, outputs, classes) / computer.flops_per_s,
+        "score_s": FEATURE_BYTES * test * outputs / computer.scored_bytes_per_s,
+        "feature_bytes": FEATURE_BYTES * samples * outputs,
+    }
+    codes = {
+        "encode_s": samples * inputs / computer.encoded_per_s,
+        "decode_s": samples * pixels / computer.decoded_per_s,
+    }
+    none = dict.fromkeys(codes, 0.0)
+    return {
+        name: FeaturePipeline(
+            name, project_s=cost.seconds, **around, **(codes if name == "optical" else none)
+        )
+        for name, cost in found.items()
+    }

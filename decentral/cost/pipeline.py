@@ -114,6 +114,56 @@ def petra_over_pipeline(
     return waiting * (forward + backward) / (forward + backward + reconstruct)
 
 
+class FeedbackTimes(NamedTuple):
+    """Times of direct feedback alignment in a pipeline, in the unit of its passes.
+
+    Attributes:
+        makespan: from the first forward pass of a step to the last update of any stage.
+        period: between the beginnings of two steps, each with its own parameters. A stage that is done with its updates goes on
+            with the next step, for it needs nothing from the others but their activations.
+    """
+
+    makespan: float
+    period: float
+
+
+def dfa_times(
+    micro_batches: int,
+    stages: int,
+    forward: float = 1.0,
+    update: float = 1.0,
+    feedback: float = 0.0,
+    streams: int = 1,
+) -> FeedbackTimes:
+    """A step of m micro-batches in p equal stages: forward first, then updates as errors come; messages take no time.
+
+    With one stream (a stage does one pass at a time) and no ``feedback`` the makespan is (p - 1) t_f + m (t_f + t_w), i.e.
+    that of m batches and :func:`bubble_s`; the period is m (t_f + t_w) + max(0, (p - m) t_f, (p - 1) t_f - (m - 1) t_w): with
+    equal passes and m >= p steps have no bubble. All from the same two bounds: a stage's own passes, and errors that
+    leave the last stage, and the unit, one after the other (derived).
+
+    Args:
+        micro_batches: m.
+        stages: p.
+        forward: t_f, of a micro-batch at one stage.
+        update: t_w, gradients of parameters alone.
+        feedback: what one unit that projects all errors takes for each; first come first served.
+        streams: 2: a stage goes forward and updates at the same time.
+
+    Raises:
+        InvalidInput: fewer than one micro-batch or two stages.
+    """
+    check_integer("micro_batches", micro_batches, 1)
+    check_integer("stages", stages, 2)
+    more = micro_batches - 1
+    own = (
+        micro_batches * (forward + update) if streams == 1 else forward + update + more * max(forward, update)
+    )
+    errors = stages * forward + feedback
+    errors += max(micro_batches * update, more * max(forward, feedback) + update)
+    return FeedbackTimes(max((stages - 1) * forward + own, errors), max(own, errors))
+
+
 class Costs(NamedTuple):
     """A row of table 1 of the PETRA paper, at one stage (FLOPs and time: of a batch), in units of a stage's forward pass.
 

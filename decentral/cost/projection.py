@@ -17,7 +17,7 @@ from decentral.cost.failures import checkpoint_s, data_stall, decentralised_good
 from decentral.cost.kernels import Constants
 from decentral.cost.layout import Layout
 from decentral.cost.memory import OPTIMIZER_BYTES, Memory, memory
-from decentral.cost.optical import Rivals, feedback
+from decentral.cost.optical import RandomProjection, Rivals, feedback
 from decentral.cost.step import CONSTANTS, Step, step
 from decentral.cost.stragglers import Spread, cycle_time, expected_max, partners
 from decentral.cost.workload import Transformer, Workload
@@ -262,13 +262,31 @@ def feedback_s(
 
     Nothing overlaps with it: layers wait for it. On an optical unit errors are ternary, a frame for each sign and token.
     """
-    unit = optical_unit(algorithm.get("unit"))
+    rows, layers = _fed_back(model, layout)
     # A dense matrix of this size may fit nowhere; it is drawn again where it is needed.
-    rivals = Rivals(unit, cluster, constants, matrix="generated", watts=1.0)
-    rows = layout.micro_batches * layout.micro_batch * model.sequence / layout.cp
-    layers = np.maximum(np.asarray(model.layers, float) / layout.pp, 1.0)
+    rivals = Rivals(optical_unit(algorithm.get("unit")), cluster, constants, matrix="generated", watts=1.0)
     costs = feedback(rows, model.vocab, layers, np.asarray(model.hidden, float), rivals)
     return costs[algorithm.get("projector")].seconds / layout.tp
+
+
+def _fed_back(model: Transformer, layout: Layout) -> tuple[Any, Any]:
+    """Tokens of a step, and layers of a stage that get feedback."""
+    rows = layout.micro_batches * layout.micro_batch * model.sequence / layout.cp
+    return rows, np.maximum(np.asarray(model.layers, float) / layout.pp, 1.0)
+
+
+def feedback_task(one: Projection) -> tuple[RandomProjection, Rivals]:
+    """What DFA projects in a step on one device, before tensor parallelism shares it, and the hardware it may run on.
+
+    Args:
+        one: a projection of DFA, of one configuration.
+    """
+    assert isinstance(one.model, Transformer)
+    rows, layers = _fed_back(one.model, one.layout)
+    outputs = float(np.max(layers * np.asarray(one.model.hidden, float)))
+    vectors = int(float(np.max(rows)))
+    task = RandomProjection(int(one.model.vocab), int(outputs), vectors, "anchor", False, 1, True)
+    return task, Rivals(optical_unit(one.algorithm.get("unit")), one.cluster, matrix="generated")
 
 
 def waiting(layout: Layout, algorithm: Algorithm, spread: Spread) -> Any:
