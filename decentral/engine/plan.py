@@ -6,6 +6,9 @@ the last writer and not before the last reader. Reads commute. Within those boun
 room for its op: rows have a fixed width per op, so every row is one array program. A *barrier* (a record time) starts
 a new row: everything before it is done, nothing after it has begun.
 
+Over several devices the workers lie in *shards*, equal blocks of consecutive ones, and so do the elements of every bank. An event
+is done where its first operand lies, and what it opens is kept there; a row has as many places for every shard.
+
 A *group op* (a mixing matrix, an all-reduce) takes all workers of its replica and is no part of a row. It ends a
 *section*: the rows of a section are done, then its group ops, one per replica at most, at once. Without group ops a
 section is what lies between two barriers.
@@ -39,15 +42,18 @@ class Plan:
 
     Attributes:
         trace: what is planned.
-        widths: events of each op that one row holds.
+        widths: events of each op that one row holds, of one shard.
+        shards: equal blocks of workers, and of the elements of every bank, each on a device of its own.
         event: int64 ``(events,)``, event numbers ordered by row.
         row_start: int64 ``(rows + 1,)``: row r holds ``event[row_start[r] : row_start[r + 1]]``.
-        column: int32 ``(events,)``: the place of an event among the events of its op in its row (by event number).
+        column: int32 ``(events,)``: the place of an event among the events of its op in its row (by event number); those of
+            shard k are ``k * width ... (k + 1) * width - 1``.
         elapsed: float64 ``(events, arity)``: time since the operand was last written (0 for slots), by event number, in the
             unit of ``flow``.
         count: uint32 ``(events, arity)``: earlier events of the same op on the same operand, by event number.
         operands: int32 ``(events, arity)``: as in the trace, with slot numbers instead of element numbers.
-        slots: size of each bank of slots: the largest number of elements open at once.
+        slots: size of each bank of slots: the largest number of elements open at once; of several shards, as many for each
+            as the fullest needs.
         section_rows: int64 ``(sections + 1,)``: section s is rows ``section_rows[s] ... section_rows[s + 1] - 1``, then its
             group ops.
         segment_sections: int64 ``(barriers + 2,)``: segment b is sections ``segment_sections[b] ... segment_sections[b + 1] -
@@ -77,6 +83,7 @@ class Plan:
     entry_count: np.ndarray
     barriers: np.ndarray
     last_write_s: np.ndarray
+    shards: int = 1
 
     @property
     def n_rows(self) -> int:
@@ -85,7 +92,7 @@ class Plan:
 
     def fill(self) -> float:
         """Share of the places in all rows that hold an event."""
-        return len(self.event) / max(1, self.n_rows * sum(self.widths))
+        return len(self.event) / max(1, self.n_rows * self.shards * sum(self.widths))
 
     @property
     def segment_rows(self) -> np.ndarray:
@@ -163,12 +170,12 @@ class Plan:
 
         Returns:
             For each op that occurs: ``operands`` int32, ``elapsed`` and ``count`` uint32, each ``(capacity, width, arity of
-            the op)``. An empty place has operands beyond the end of their bank, all different within a row, so that a
-            scatter may be told its indices are unique and drop them.
+            the op)``, the width that of all shards. An empty place has operands beyond the end of their bank, all different
+            within a row, so that a scatter may be told its indices are unique and drop them.
         """
         arrays, used = {}, dict.fromkeys(self.bank_sizes, 0)
         for code, op in enumerate(self.trace.ops):
-            width, arity = self.widths[code], len(op.operands)
+            width, arity = self.widths[code] * self.shards, len(op.operands)
             if not width:
                 continue
             beyond = np.empty(arity, np.int32)
@@ -186,51 +193,80 @@ class Plan:
         return arrays
 
 
+@dataclass(eq=False)
+class Carry:
+    """What the plan of one window of a trace leaves to that of the next. Only of traces without group ops.
+
+    Attributes:
+        slots: size of each bank of slots, over all windows.
+        last_write_s: float64 ``(elements,)``: when each element of every bank was last written.
+        seen: uint32 ``(ops, elements)``: events of each op on it.
+    """
+
+    slots: dict[str, int]
+    last_write_s: np.ndarray
+    seen: np.ndarray
+
+    @classmethod
+    def start(cls, trace: Trace, slots: dict[str, int]) -> Carry:
+        """Before the first window; ``trace``: any one of them."""
+        elements = sum(lasting_banks(trace).values()) + sum(slots.values())
+        return cls(slots, np.zeros(elements), np.zeros((len(trace.ops), elements), np.uint32))
+
+
 def make_plan(
     trace: Trace,
     barriers: Sequence[int] | np.ndarray = (),
     widths: Sequence[int] | None = None,
     event_bytes: float | Sequence[float] = 0,
     units: Units = Units(1.0, 1.0, 1.0),  # noqa: B008  frozen
+    shards: int = 1,
+    carry: Carry | None = None,
 ) -> Plan:
     """Pack a trace into rows.
 
     Args:
         trace: the events.
         barriers: event counts, not decreasing: everything before event ``barriers[b]`` is done at barrier b.
-        widths: events per row for each op; chosen by :func:`choose_widths` when missing.
+        widths: events per row and shard for each op; chosen by :func:`choose_widths` when missing.
         event_bytes: bytes an event moves, for that choice: one number, or one per op.
         units: seconds in a unit of ``flow``'s time.
+        shards: equal blocks of consecutive workers.
+        carry: of the window before, brought up to date; the trace is then one window, its slot operands are slot numbers, and
+            ``widths`` are given.
 
     Raises:
-        InvalidInput: barriers out of order, widths below 1, an element used before it is opened or after it is closed.
+        InvalidInput: workers that do not make as many equal shards, barriers out of order, widths below 1, an element used before
+            it is opened or after it is closed.
     """
     barriers_array = np.asarray(barriers, np.int64)
     if barriers_array.size and (
         barriers_array[0] < 0 or barriers_array[-1] > len(trace) or (np.diff(barriers_array) < 0).any()
     ):
         raise InvalidInput("barriers", list(barriers)[:5], f"event counts in order, from 0 to {len(trace)}")
-    operands, slots = assign_slots(trace)
+    check_shards(trace, shards)
+    operands, slots = assign_slots(trace, shards) if carry is None else (trace.operands, carry.slots)
     resources = _resources(trace, slots)
     if widths is None:
-        chosen = _choose(trace, operands, resources, barriers_array, event_bytes)
+        chosen = _choose(trace, trace.counts, operands, resources, barriers_array, event_bytes, shards)
     else:
         chosen = tuple(int(width) for width in widths)
     if (
         len(chosen) != len(trace.ops)
         or min(chosen) < 0
         or any(
-            width == 0 and trace.counts[op.name] and not op.is_group
+            width == 0 and trace.counts[op.name] and not op.is_group and not op.is_mark
             for width, op in zip(chosen, trace.ops, strict=True)
         )
     ):
         raise InvalidInput(
             "widths", chosen, f"{len(trace.ops)} integers, at least 1 for every op that occurs"
         )
-    sections = _sections(trace, barriers_array)
+    sections, carry = _sections(trace, barriers_array), carry or Carry.start(trace, slots)
     packed = _pack(
-        *(trace.time_s, trace.op, operands, *resources, np.asarray(chosen, np.int32)),
-        *(sections, *_group_tables(trace), len(barriers_array), trace.n_workers, len(trace.replicas)),
+        *(trace.time_s, trace.op, operands, *resources, carry.last_write_s, carry.seen),
+        *(*_lanes(trace, np.asarray(chosen, np.int32), shards), sections, *_group_tables(trace)),
+        *(len(barriers_array), trace.n_workers, len(trace.replicas)),
     )
     row, column, elapsed_s, count, section_rows, last_write_s, group_event, group_elapsed_s, entry_count = (
         packed
@@ -253,14 +289,42 @@ def make_plan(
         entry_count,
         barriers_array,
         last_write_s,
+        shards,
     )
+
+
+def check_shards(trace: Trace, shards: int) -> None:
+    """Refuse workers that do not make this many equal blocks.
+
+    Raises:
+        InvalidInput: they do not.
+    """
+    if shards < 1 or trace.total_workers % shards:
+        seeds = len(trace.replicas)
+        of = f", {trace.n_workers} workers x {seeds} seeds" if seeds > 1 else " workers"
+        advice = "They are shared out in equal blocks."
+        raise InvalidInput("devices.count", shards, f"a divisor of {trace.total_workers}{of}", advice)
+
+
+def shard_of_event(trace: Trace, shards: int) -> np.ndarray:
+    """Int64 ``(events,)``: the shard that an event's first operand, a worker, lies in."""
+    return trace.operands[:, 0] // (trace.total_workers // shards)
+
+
+def _lanes(trace: Trace, widths: np.ndarray, shards: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What shares the places of a row: events of one op and one shard. Each event's lane; their widths, and first places."""
+    if shards == 1:
+        return trace.op, widths, np.zeros_like(widths)
+    lane = trace.op.astype(np.int32) * shards + shard_of_event(trace, shards).astype(np.int32)
+    first = widths[:, None] * np.arange(shards, dtype=np.int32)
+    return lane, np.repeat(widths, shards), first.ravel()
 
 
 class _Sections(NamedTuple):
     """Which section an event is in, and the order in which events are packed.
 
     Attributes:
-        order: int64 ``(events,)``: by section, then as in the trace.
+        order: int64 ``(events,)``: by section, then as in the trace; without marks, which are in no row.
         of_event: int64 ``(events,)``.
         first: int64 ``(barriers + 2,)``: the first section of each segment, and the number of sections.
     """
@@ -271,11 +335,11 @@ class _Sections(NamedTuple):
 
 
 def _sections(trace: Trace, barriers: np.ndarray) -> _Sections:
-    events = np.arange(len(trace))
-    segment = np.searchsorted(barriers, events, side="right")
+    segment = np.searchsorted(barriers, np.arange(len(trace)), side="right")
     group = _is_group(trace)
+    done_by_rows = np.array([not op.is_mark for op in trace.ops], bool)[trace.op]
     if not group.any():
-        return _Sections(events, segment, np.arange(len(barriers) + 2))
+        return _Sections(np.flatnonzero(done_by_rows), segment, np.arange(len(barriers) + 2))
     replica = trace.replica_of_event
     done = np.zeros(len(trace), np.int64)
     for index in range(len(trace.replicas)):
@@ -289,7 +353,8 @@ def _sections(trace: Trace, barriers: np.ndarray) -> _Sections:
     np.maximum.at(most, segment, done + group)
     first = np.concatenate([[0], np.cumsum(most + 1)])
     of_event = first[segment] + done
-    return _Sections(np.argsort(of_event, kind="stable"), of_event, first)
+    order = np.argsort(of_event, kind="stable")
+    return _Sections(order[done_by_rows[order]], of_event, first)
 
 
 def _is_group(trace: Trace) -> np.ndarray:
@@ -334,7 +399,10 @@ def _group_tables(trace: Trace) -> tuple:
 
 
 def choose_widths(
-    trace: Trace, event_bytes: float | Sequence[float] = 0, barriers: Sequence[int] = ()
+    trace: Trace,
+    event_bytes: float | Sequence[float] = 0,
+    barriers: Sequence[int] | np.ndarray = (),
+    counts: dict[str, int] | None = None,
 ) -> tuple[int, ...]:
     """Events of each op per row.
 
@@ -347,29 +415,43 @@ def choose_widths(
         trace: the events.
         event_bytes: bytes an event moves, state and data: one number, or one per op.
         barriers: as for :func:`make_plan`.
+        counts: events of each op, where ``trace`` is only the beginning of the trace.
     """
     operands, slots = assign_slots(trace)
-    return _choose(trace, operands, _resources(trace, slots), np.asarray(barriers, np.int64), event_bytes)
+    resources = _resources(trace, slots)
+    return _choose(
+        trace, counts or trace.counts, operands, resources, np.asarray(barriers, np.int64), event_bytes, 1
+    )
 
 
-def _choose(trace: Trace, operands, resources, barriers, event_bytes) -> tuple[int, ...]:
-    in_rows = np.array([not op.is_group for op in trace.ops])
-    counts = np.array([trace.counts[op.name] for op in trace.ops], float) * in_rows
+def sampled_events(total_workers: int) -> int:
+    """Events from the start of a trace that :func:`choose_widths` looks at."""
+    return max(SAMPLED_EVENTS, 8 * total_workers)
+
+
+def _choose(
+    trace: Trace, numbers: dict[str, int], operands, resources, barriers, event_bytes, shards
+) -> tuple[int, ...]:
+    in_rows = np.array([not op.is_group and not op.is_mark for op in trace.ops])
+    counts = np.array([numbers[op.name] for op in trace.ops], float) * in_rows
     if not counts.sum():
         return tuple(int(each) for each in in_rows)
     share = counts / counts.sum()
-    stop = min(len(trace), max(SAMPLED_EVENTS, 8 * trace.total_workers))
+    stop = min(len(trace), sampled_events(trace.total_workers))
     first = dataclasses.replace(
         trace, time_s=trace.time_s[:stop], op=trace.op[:stop], operands=trace.operands[:stop], duration_s=None
     )
-    unlimited = np.full(len(trace.ops), stop, np.int32)
+    unlimited, clocks = np.full(len(trace.ops), stop, np.int32), np.zeros(resources[-1])
+    seen = np.zeros((len(trace.ops), len(clocks)), np.uint32)
     packed = _pack(
         *(
             first.time_s,
             first.op,
             operands[:stop],
             *resources,
-            unlimited,
+            clocks,
+            seen,
+            *_lanes(first, unlimited, 1),
             _sections(first, barriers[barriers <= stop]),
         ),
         *(*_group_tables(first), int((barriers <= stop).sum()), trace.n_workers, len(trace.replicas)),
@@ -378,7 +460,7 @@ def _choose(trace: Trace, operands, resources, barriers, event_bytes) -> tuple[i
     filled = np.bincount(row[row >= 0], minlength=max(1, int(section_rows[-1])))
     # Rows that are all equally full stay so; else rows a little narrower than the average are nearly full.
     mean = filled.mean()
-    at_once = mean if filled.max() <= 1.1 * mean else 0.75 * mean
+    at_once = (mean if filled.max() <= 1.1 * mean else 0.75 * mean) / shards
     arity = np.array([len(op.operands) for op in trace.ops], float)
     mean_bytes = float((share * np.broadcast_to(np.asarray(event_bytes, float), counts.shape)).sum())
     room = ROW_BYTES / mean_bytes if mean_bytes else np.inf
@@ -401,7 +483,7 @@ def _resources(trace: Trace, slots: dict[str, int]) -> tuple[np.ndarray, np.ndar
     """``(base, reads, writes, elements)``: all banks in one numbering, and what each operand of each op does to its own."""
     sizes = lasting_banks(trace) | slots
     starts = np.cumsum([0, *sizes.values()])
-    base_of = dict(zip(sizes, starts.tolist(), strict=False)) | {"group": -1}
+    base_of = dict(zip(sizes, starts.tolist(), strict=False)) | {"group": -1, "unit": -1}
     shape = (len(trace.ops), trace.operands.shape[1])
     base, reads, writes = np.full(shape, -1, np.int64), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for code, op in enumerate(trace.ops):
@@ -418,8 +500,12 @@ def lasting_banks(trace: Trace) -> dict[str, int]:
     return sizes | {name: size * replicas for name, size in trace.banks}
 
 
-def assign_slots(trace: Trace) -> tuple[np.ndarray, dict[str, int]]:
+def assign_slots(trace: Trace, shards: int = 1) -> tuple[np.ndarray, dict[str, int]]:
     """Give every element of a slot bank a slot, like registers: a closed element's slot is used again.
+
+    Args:
+        trace: the events.
+        shards: each has slots of its own; an element lies in the shard of the event that opens it.
 
     Returns:
         ``(operands, slots)``: the operand columns with slot numbers, and the size of each bank.
@@ -427,23 +513,23 @@ def assign_slots(trace: Trace) -> tuple[np.ndarray, dict[str, int]]:
     Raises:
         InvalidInput: an element is used while it is not open, or opened twice.
     """
-    fixed = {"group", *lasting_banks(trace)}
-    names = sorted({operand.bank for op in trace.ops for operand in op.operands if operand.bank not in fixed})
     operands, slots = trace.operands, {}
-    for bank in names:
-        role = np.full((len(trace.ops), operands.shape[1]), -1, np.int8)
-        for code, op in enumerate(trace.ops):
-            for position, operand in enumerate(op.operands):
-                if operand.bank == bank:
-                    role[code, position] = operand.opens + 2 * operand.closes
-        column, size = operands.copy(), 0
+    shard = shard_of_event(trace, shards).astype(np.int32) if shards > 1 else np.zeros(len(trace), np.int8)
+    for bank in slot_banks(trace):
+        role = slot_roles(trace.ops, operands.shape[1], bank)
+        column, size = operands.copy(), np.zeros(shards, np.int64)
+        owner = np.zeros(column.shape, np.int32) if shards > 1 else None
         for rows in _packed_together(trace):
             part = column[rows]
             mine = role[trace.op[rows]] >= 0
             first = int(part[mine].min()) if mine.any() else 0
             local = np.where(mine, part - first, part).astype(np.int32)
-            own, bad = _allocate(
-                trace.op[rows], local, role, part, int(local[mine].max()) + 1 if mine.any() else 0
+            elements = int(local[mine].max()) + 1 if mine.any() else 0
+            whose, own = np.zeros_like(part), np.zeros(shards, np.int64)
+            bad = _allocate(
+                *(trace.op[rows], local, role, shard[rows], part, whose),
+                *(np.full(elements, -1, np.int32), np.zeros(elements, np.int32)),
+                *(np.empty((shards, elements), np.int32), np.zeros(shards, np.int64), own),
             )
             if bad >= 0:
                 event = int(np.arange(len(trace))[rows][bad])
@@ -453,10 +539,16 @@ def assign_slots(trace: Trace) -> tuple[np.ndarray, dict[str, int]]:
                     f"event {event} ({trace.ops[trace.op[event]].name}, operands {who})",
                     "elements opened once, then used, then closed",
                 )
-            part[mine] += size
+            part[mine] += size[whose[mine]].astype(np.int32)
             column[rows] = part
+            if owner is not None:
+                owner[rows] = whose
             size += own
-        operands, slots[bank] = column, size
+        each = int(size.max())
+        if owner is not None:
+            mine = role[trace.op] >= 0
+            column[mine] += each * owner[mine]
+        operands, slots[bank] = column, each * shards
     return operands, slots
 
 
@@ -470,11 +562,77 @@ def _packed_together(trace: Trace) -> list[Any]:
     return [np.flatnonzero(trace.replica_of_event == index) for index in range(len(trace.replicas))]
 
 
+def slot_roles(ops: Sequence[Op], arity: int, bank: str) -> np.ndarray:
+    """Int8 ``(ops, arity)``: 1 where an operand opens an element of the bank, + 2 where it closes it, -1 where it is no such."""
+    role = np.full((len(ops), arity), -1, np.int8)
+    for code, op in enumerate(ops):
+        for position, operand in enumerate(op.operands):
+            if operand.bank == bank:
+                role[code, position] = operand.opens + 2 * operand.closes
+    return role
+
+
+def slot_banks(trace: Trace) -> list[str]:
+    """The banks whose elements are opened and closed."""
+    fixed = {"group", "unit", *lasting_banks(trace)}
+    return sorted({operand.bank for op in trace.ops for operand in op.operands if operand.bank not in fixed})
+
+
+class SlotBook:
+    """:func:`assign_slots`, window by window: every element has the slot it has in the whole.
+
+    Attributes:
+        sizes: of each bank, so far.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self._open: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._free: dict[str, np.ndarray] = {}
+
+    def assign(self, window: Trace) -> np.ndarray:
+        """The operand columns of the next window with slot numbers.
+
+        Elements are numbered in each replica by itself.
+        """
+        operands = window.operands.copy()
+        for bank in slot_banks(window):
+            role = slot_roles(window.ops, operands.shape[1], bank)
+            mine = role[window.op] >= 0
+            replica = np.broadcast_to(window.replica_of_event[:, None], operands.shape)[mine].astype(np.int64)
+            elements, number = np.unique(
+                (replica << 32) + window.operands[mine].astype(np.int64), return_inverse=True
+            )
+            local = np.full(operands.shape, -1, np.int32)
+            local[mine] = number
+            none = np.zeros(0, np.int64), np.zeros(0, np.int32)
+            opened, slots = self._open.get(bank, none)
+            free, size = self._free.get(bank, none[1]), np.array([self.sizes.get(bank, 0)], np.int64)
+            known = np.isin(opened, elements, assume_unique=True)
+            slot_of = np.full(len(elements), -1, np.int32)
+            slot_of[np.searchsorted(elements, opened[known])] = slots[known]
+            stack = np.concatenate([free, np.empty(len(slots) + len(elements), np.int32)])[None]
+            n_free = np.array([len(free)], np.int64)
+            bad = _allocate(
+                *(window.op, local, role, np.zeros(len(window), np.int8), operands, np.zeros_like(operands)),
+                *(slot_of, np.zeros(len(elements), np.int32), stack, n_free, size),
+            )
+            assert bad < 0, f"{bank} element of event {bad} is not open"
+            left = slot_of >= 0
+            opened = np.concatenate([opened[~known], elements[left]])
+            slots, order = np.concatenate([slots[~known], slot_of[left]]), np.argsort(opened)
+            self._open[bank], self._free[bank] = (opened[order], slots[order]), stack[0, : n_free[0]].copy()
+            self.sizes[bank] = int(size[0])
+        return operands
+
+
 @njit(cache=True)
-def _allocate(op, operands, role, column, elements):
-    slot_of = np.full(elements, -1, np.int32)
-    free = np.empty(elements, np.int32)
-    n_free, size = 0, 0
+def _allocate(op, operands, role, shard, column, whose, slot_of, shard_of, free, n_free, size):
+    """Slots of a bank: in ``column`` the slot inside the shard of ``whose``. The first event that is wrong, or -1.
+
+    The rest is as it was and as it will be: of every element slot (-1: not open) and shard; of every shard its free slots, last
+    freed first, and how many slots it has.
+    """
     for event in range(op.size):
         # Every close of an event comes after its opens: an event never hands a slot to itself.
         for position in range(operands.shape[1]):
@@ -484,33 +642,37 @@ def _allocate(op, operands, role, column, elements):
             element = operands[event, position]
             if kind & 1:
                 if slot_of[element] >= 0:
-                    return size, event
-                if n_free:
-                    n_free -= 1
-                    slot_of[element] = free[n_free]
+                    return event
+                here = shard[event]
+                shard_of[element] = here
+                if n_free[here]:
+                    n_free[here] -= 1
+                    slot_of[element] = free[here, n_free[here]]
                 else:
-                    slot_of[element] = size
-                    size += 1
+                    slot_of[element] = size[here]
+                    size[here] += 1
             elif slot_of[element] < 0:
-                return size, event
+                return event
             column[event, position] = slot_of[element]
+            whose[event, position] = shard_of[element]
         for position in range(operands.shape[1]):
             kind = role[op[event], position]
             if kind >= 2:
                 element = operands[event, position]
-                free[n_free] = slot_of[element]
-                n_free += 1
+                here = shard_of[element]
+                free[here, n_free[here]] = slot_of[element]
+                n_free[here] += 1
                 slot_of[element] = -1
-    return size, -1
+    return -1
 
 
 @njit(cache=True)
 def _pack(
-    time_s, op, operands, base, reads, writes, n_elements, widths, sections,
+    time_s, op, operands, base, reads, writes, n_elements, written_s, seen, lane, widths, first_place, sections,
     is_group, on_server, table, table_start, sender, n_clocks, n_barriers, n_workers, n_replicas,
 ):  # fmt: skip
     events, arity = operands.shape
-    n_ops = widths.size
+    n_lanes = widths.size
     n_sections = sections.first[-1]
     row = np.full(events, -1, np.int32)
     column = np.empty(events, np.int32)
@@ -518,12 +680,10 @@ def _pack(
     count = np.zeros((events, arity), np.uint32)
     written = np.full(n_elements, -1, np.int32)  # row of the last writer
     read = np.full(n_elements, -1, np.int32)  # row of the last reader
-    written_s = np.zeros(n_elements)
-    seen = np.zeros((n_ops, n_elements), np.uint32)
-    # Per op, a forest that leads from a row to the first row at or after it that still has room. Row ``rows`` is the
+    # Per lane, a forest that leads from a row to the first row at or after it that still has room. Row ``rows`` is the
     # first unused one; memory beyond it is never touched.
-    room = np.empty((n_ops, events + 2), np.int32)
-    taken = np.empty((n_ops, events + 2), np.int32)
+    room = np.empty((n_lanes, events + 2), np.int32)
+    taken = np.empty((n_lanes, events + 2), np.int32)
     room[:, 0], taken[:, 0] = 0, 0
     section_rows = np.zeros(n_sections + 1, np.int64)
     last_write_s = np.zeros((n_barriers, n_clocks))
@@ -545,8 +705,9 @@ def _pack(
     entry_count = np.zeros(entries, np.uint32)
     gradients = np.zeros(n_workers * n_replicas, np.uint32)
     first_row, rows, section, barrier = 0, 0, 0, 0
-    for place in range(events + 1):
-        upto = n_sections if place == events else sections.of_event[sections.order[place]]
+    places = sections.order.size
+    for place in range(places + 1):
+        upto = n_sections if place == places else sections.of_event[sections.order[place]]
         while section < upto:
             section += 1
             section_rows[section] = rows
@@ -554,7 +715,7 @@ def _pack(
             while barrier < n_barriers and sections.first[barrier + 1] == section:
                 last_write_s[barrier] = written_s[:n_clocks]
                 barrier += 1
-        if place == events:
+        if place == places:
             break
         event = sections.order[place]
         code = op[event]
@@ -587,15 +748,15 @@ def _pack(
                 earliest = max(earliest, written[element] + 1)
             if writes[code, position]:
                 earliest = max(earliest, read[element])
-        r = earliest
-        while room[code, r] != r:
-            room[code, r] = room[code, room[code, r]]
-            r = room[code, r]
+        r, own = earliest, lane[event]
+        while room[own, r] != r:
+            room[own, r] = room[own, room[own, r]]
+            r = room[own, r]
         row[event] = r
-        column[event] = taken[code, r]
-        taken[code, r] += 1
-        if taken[code, r] == widths[code]:
-            room[code, r] = r + 1
+        column[event] = first_place[own] + taken[own, r]
+        taken[own, r] += 1
+        if taken[own, r] == widths[own]:
+            room[own, r] = r + 1
         if r == rows:
             rows += 1
             room[:, rows], taken[:, rows] = rows, 0
@@ -629,7 +790,7 @@ def _pack(
 def _order_by_row(row, rows):
     row_start = np.zeros(rows + 1, np.int64)
     for event in range(row.size):
-        if row[event] >= 0:  # group ops are in no row
+        if row[event] >= 0:  # group ops and marks are in no row
             row_start[row[event] + 1] += 1
     for r in range(rows):
         row_start[r + 1] += row_start[r]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class Operand:
 
     Attributes:
         bank: the bank it indexes: ``"worker"``, ``"server"`` (the one copy of algorithms whose workers hold none), ``"group"``
-            (a table of :class:`Groups`), one of ``Trace.banks`` (the stages of a pipeline), or a bank of slots.
+            (a table of :class:`Groups`), ``"unit"`` (an optical unit's number, the same in every replica), one of
+            ``Trace.banks`` (the stages of a pipeline), or a bank of slots.
         reads: the op looks at the element.
         writes: the op replaces the element.
         opens: the op puts a new element into a slot; the trace gives it a number no open element has.
@@ -68,6 +69,13 @@ class Op:
         return any(operand.bank == "group" for operand in self.operands)
 
     @property
+    def is_mark(self) -> bool:
+        """It touches nothing: it is there to be counted and drawn, and no executor sees it."""
+        return not self.is_group and not any(
+            operand.reads or operand.writes or operand.opens or operand.closes for operand in self.operands
+        )
+
+    @property
     def instruction(self) -> str:
         """The name without the kind."""
         return self.name.partition(":")[0]
@@ -82,6 +90,7 @@ _WORKER = Operand("worker")
 _SERVER = Operand("server")
 _WHOSE = Operand("worker", reads=False, writes=False)
 _GROUP = Operand("group", reads=False, writes=False)
+_UNIT = Operand("unit", reads=False, writes=False)
 
 
 def _opens(bank: str) -> Operand:
@@ -119,6 +128,10 @@ SUBMIT = Op("submit", (_WHOSE,), messages=2)
 """A gradient computed at parameters pulled from the server, and sent; whether it counts is said by a ``step``."""
 WORK = Op("work", (_WHOSE,))
 """A computation whose gradient is thrown away."""
+REQUEST = Op("request", (_WHOSE, _UNIT))
+"""A worker's request arrives at an optical unit; it was on the way, and waiting for the link, for as long as the event lasts."""
+SERVE = Op("serve", (_WHOSE, _UNIT))
+"""An optical unit has taken the frames of a worker's request, and sends the reply. First come, first served."""
 OPS = {
     op.name: op
     for op in (
@@ -134,6 +147,7 @@ OPS = {
             RECEIVE,
         ),
         *(DROP, PULL, EVALUATE, PUSH, ABANDON, STEP, LOAD, REDUCE, AVERAGE, MIX, COPY, RESET, SUBMIT, WORK),
+        *(REQUEST, SERVE),
     )
 }
 """Every op the executors implement, by name; those of a pipeline's stages are made by :func:`pipeline_ops`."""
@@ -141,7 +155,7 @@ REDUCTIONS = ("step", "reduce")
 """Group ops whose table holds gradients."""
 
 
-STAGE_INSTRUCTIONS = ("forward", "turn", "backward", "exchange")
+STAGE_INSTRUCTIONS = ("forward", "turn", "backward", "exchange", "error", "update", "release")
 """What the ops of a pipeline do, whatever the kind of stage."""
 
 
@@ -172,20 +186,61 @@ def pipeline_ops(stages: Sequence[StageShape]) -> tuple[Op, ...]:
     gradients on their way down, and ``stash:KIND``.
     """
     ops = []
-    for kind, takes, gives in dict.fromkeys(stages):
-        stage, looks = Operand(f"stage:{kind}"), Operand(f"stage:{kind}", writes=False)
+    for shape in dict.fromkeys(stages):
+        kind, takes, gives = shape
+        stage = Operand(f"stage:{kind}")
         if gives:
-            comes = (_closes(f"token:{takes}"),) if takes else ()
-            operands = (_WHOSE, looks, *comes, _opens(f"token:{gives}"), _opens(f"stash:{kind}"))
-            ops.append(Op(f"forward:{kind}", operands, messages=1))
+            ops.append(_forward(shape))
             goes = (_opens(f"cotoken:{takes}"),) if takes else ()
             operands = (_WHOSE, stage, _closes(f"cotoken:{gives}"), _closes(f"stash:{kind}"), *goes)
             ops.append(Op(f"backward:{kind}", operands, messages=len(goes)))
         else:
             operands = (_WHOSE, stage, _closes(f"token:{takes}"), _opens(f"cotoken:{takes}"))
             ops.append(Op(f"turn:{kind}", operands, gradients=1, messages=1))
-        ops.append(Op(f"exchange:{kind}", (_WHOSE, stage, stage), messages=2))
+        ops.append(_meeting(kind))
     return tuple(ops)
+
+
+def feedback_ops(stages: Sequence[StageShape]) -> tuple[Op, ...]:
+    """The instruction set of a pipeline without a backward pass: the error of the last stage goes to all of them at once.
+
+    * ``forward:KIND``, ``exchange:KIND`` as in :func:`pipeline_ops`.
+    * ``error:KIND(worker, stage, token, stash, error)`` at its start: the last stage's forward pass, and the gradient of the
+      loss at its scores, which it sends to every other stage.
+    * ``update:KIND(worker, stage, error, stash)`` at its end: a stage learns from the error; the last stage's is the batch's
+      gradient.
+    * ``release:KIND(worker, error)``: the last stage to read an error has done so, and its slot is free. Which stage that is
+      is no property of an op.
+
+    Banks: those of :func:`pipeline_ops` without ``cotoken:SHAPE``, and ``error``.
+    """
+    ops = []
+    for shape in dict.fromkeys(stages):
+        kind, takes, gives = shape
+        if gives:
+            ops.append(_forward(shape))
+        else:
+            looks, error = Operand(f"stage:{kind}", writes=False), _opens("error")
+            operands = (_WHOSE, looks, _closes(f"token:{takes}"), _opens(f"stash:{kind}"), error)
+            ops.append(Op(f"error:{kind}", operands, messages=len(stages) - 1))
+            ops.append(Op(f"release:{kind}", (_WHOSE, _closes("error", reads=False))))
+        reads = Operand("error", writes=False), _closes(f"stash:{kind}")
+        ops.append(Op(f"update:{kind}", (_WHOSE, Operand(f"stage:{kind}"), *reads), gradients=int(not gives)))
+        ops.append(_meeting(kind))
+    return tuple(ops)
+
+
+def _forward(stage: StageShape) -> Op:
+    kind, takes, gives = stage
+    comes = (_closes(f"token:{takes}"),) if takes else ()
+    looks = Operand(f"stage:{kind}", writes=False)
+    operands = (_WHOSE, looks, *comes, _opens(f"token:{gives}"), _opens(f"stash:{kind}"))
+    return Op(f"forward:{kind}", operands, messages=1)
+
+
+def _meeting(kind: str) -> Op:
+    stage = Operand(f"stage:{kind}")
+    return Op(f"exchange:{kind}", (_WHOSE, stage, stage), messages=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +320,7 @@ class Replica:
     tables: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """Columns of events, ordered by time; events at the same time keep their order.
 
@@ -473,6 +528,10 @@ class Trace:
     def __len__(self) -> int:
         return len(self.time_s)
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {op}" for op, count in self.counts.items() if count)
+        return f"<Trace: {len(self.replicas)} x {self.n_workers} workers, {self.horizon_s:.6g} s: {counts or 'no events'}>"
+
     @cached_property
     def counts(self) -> dict[str, int]:
         """Number of events of each op."""
@@ -588,20 +647,14 @@ class Trace:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the columns, the instruction set and the number of workers (not of the seed that drew them)."""
-        digest = hashlib.sha256()
-        header = {
-            "version": FORMAT_VERSION,
-            "ops": [asdict(op) for op in self.ops],
-            "n_workers": self.n_workers,
-        } | ({"banks": self.banks} if self.banks else {})
-        digest.update(json.dumps(header, sort_keys=True).encode())
-        digest.update(np.float64(self.horizon_s).astype("<f8").tobytes())
-        columns = [(self.time_s, "<f8"), (self.op, "<u1"), (self.operands, "<i4")]
-        if len(self.groups):
-            columns += [(getattr(self.groups, name), kind) for name, kind in _GROUP_COLUMNS[:-1]]
-        for column, kind in columns:
-            digest.update(np.ascontiguousarray(column, kind).data)
-        return digest.hexdigest()
+        columns = ColumnHash()
+        columns.add(self)
+        return columns.hexdigest(self, self.horizon_s)
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The hash of every replica's own events."""
+        return tuple(self.replica(index).hash for index in range(len(self.replicas)))
 
     def realised_rates(self) -> dict[str, float]:
         """Per worker and second: ``gradient`` (applied), ``exchange`` (counts for both of its workers), ``message``.
@@ -661,13 +714,7 @@ class Trace:
                 weights.append(times[table[away]] / 2)
         if not pairs or not self.horizon_s:
             return None
-        pair = np.sort(np.concatenate(pairs).astype(np.int64), axis=1)
-        keys, edge = np.unique(pair[:, 0] * n + pair[:, 1], return_inverse=True)
-        rates = np.bincount(edge, np.concatenate(weights), len(keys)) * unit_s / self.replicas[0].horizon_s
-        try:
-            return Topology("realised", n, np.stack([keys // n, keys % n], axis=1), rates)
-        except InvalidInput:  # not connected
-            return None
+        return realised(n, np.concatenate(pairs), np.concatenate(weights), self.replicas[0].horizon_s, unit_s)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an ``.npz`` that NumPy alone can read; the file appears whole or not at all."""
@@ -730,6 +777,57 @@ class Trace:
             ) from None
         trace.validate()
         return trace
+
+
+def realised(
+    n: int, pairs: np.ndarray, weights: np.ndarray, horizon_s: float, unit_s: float
+) -> Topology | None:
+    """The graph of pairs that met, ``weights`` times until the horizon; None where it is not connected."""
+    pair = np.sort(pairs.astype(np.int64), axis=1)
+    keys, edge = np.unique(pair[:, 0] * n + pair[:, 1], return_inverse=True)
+    rates = np.bincount(edge, weights, len(keys)) * unit_s / horizon_s
+    try:
+        return Topology("realised", n, np.stack([keys // n, keys % n], axis=1), rates)
+    except InvalidInput:
+        return None
+
+
+def replica_shifted(trace: Trace, index: int) -> Trace:
+    """The events of one replica with the worker numbers that it has as replica ``index`` among others."""
+    if not index:
+        return trace
+    operands = _shifted(trace.op, trace.operands, trace, {"worker": index * trace.n_workers})
+    return dataclasses.replace(trace, operands=operands)
+
+
+class ColumnHash:
+    """The hash of a trace, from consecutive pieces of it: a digest of every column, then one over those and the header."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, Any] = {}
+
+    def add(self, piece: Trace) -> None:
+        """The next events. Group tables, where there are any, come with one piece alone."""
+        columns = {
+            "time_s": (piece.time_s, "<f8"),
+            "op": (piece.op, "<u1"),
+            "operands": (piece.operands, "<i4"),
+        }
+        if len(piece.groups):
+            columns |= {name: (getattr(piece.groups, name), kind) for name, kind in _GROUP_COLUMNS[:-1]}
+        for name, (column, kind) in columns.items():
+            self._digests.setdefault(name, hashlib.sha256()).update(np.ascontiguousarray(column, kind).data)
+
+    def hexdigest(self, trace: Trace, horizon_s: float) -> str:
+        """Of all that was added; instruction set and sizes as those of ``trace``."""
+        header = {
+            "version": FORMAT_VERSION,
+            "ops": [asdict(op) for op in trace.ops],
+            "n_workers": trace.n_workers,
+            "horizon_s": float(horizon_s).hex(),
+            "columns": {name: digest.hexdigest() for name, digest in self._digests.items()},
+        } | ({"banks": trace.banks} if trace.banks else {})
+        return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def merge(traces: Sequence[Trace]) -> Trace:
@@ -800,7 +898,7 @@ _GROUP_COLUMNS = (
 def _columns(op: np.ndarray, operands: np.ndarray, trace: Trace, kind: str) -> np.ndarray:
     """Mask ``(events, arity)`` of the operands that number workers, servers, groups, a bank's elements, or (``"slot"``) slots."""
     mask = np.zeros(operands.shape, bool)
-    fixed = {"worker", "server", "group", *(name for name, _ in trace.banks)}
+    fixed = {"worker", "server", "group", "unit", *(name for name, _ in trace.banks)}
     for code, entry in enumerate(trace.ops):
         for position, operand in enumerate(entry.operands):
             bank = operand.bank if operand.bank in fixed else "slot"

@@ -47,7 +47,27 @@ class Units:
         return self.of_barrier[number] if isinstance(self.of_barrier, np.ndarray) else self.of_barrier
 
 
-def units_of(kind: str, trace: Trace, barriers: Sequence[int] | np.ndarray, unit_s: float) -> Units:
+class Measured:
+    """What workers have measured of their own time so far, from one window of a trace to the next.
+
+    Args:
+        total_workers: of all replicas.
+        unit_s: the network's unit, which they have before.
+    """
+
+    def __init__(self, total_workers: int, unit_s: float) -> None:
+        self.units = np.full(total_workers, float(unit_s))
+        self.last_s = np.full(total_workers, -1.0)
+        self.any = np.zeros(total_workers, np.bool_)
+
+
+def units_of(
+    kind: str,
+    trace: Trace,
+    barriers: Sequence[int] | np.ndarray,
+    unit_s: float,
+    measured: Measured | None = None,
+) -> Units:
     """The units of a run.
 
     Args:
@@ -55,6 +75,7 @@ def units_of(kind: str, trace: Trace, barriers: Sequence[int] | np.ndarray, unit
         trace: the events.
         barriers: events done before each record.
         unit_s: the network's unit.
+        measured: in the window before, brought up to date.
 
     Raises:
         InvalidInput: an algorithm of one copy has no own time; an unknown kind.
@@ -72,20 +93,18 @@ def units_of(kind: str, trace: Trace, barriers: Sequence[int] | np.ndarray, unit
     gives = np.array([op.gradients > 0 for op in trace.ops], np.bool_)
     is_group = np.array([op.is_group for op in trace.ops], np.bool_)
     columns = trace.time_s, trace.op, trace.operands, worker, gives, is_group, np.asarray(barriers, np.int64)
-    return Units(*_own(*columns, trace.n_workers, trace.total_workers, float(unit_s)))
+    own = measured or Measured(trace.total_workers, unit_s)
+    return Units(*_own(*columns, trace.n_workers, float(unit_s), own.units, own.last_s, own.any))
 
 
 @njit(cache=True)
-def _own(time_s, op, operands, worker, gives, is_group, barriers, n_workers, total, unit_s):
-    units = np.full(total, unit_s)
-    last = np.full(total, -1.0)
-    measured = np.zeros(total, np.bool_)
+def _own(time_s, op, operands, worker, gives, is_group, barriers, n_workers, unit_s, units, last, measured):
     groups = 0
     for event in range(op.size):
         groups += is_group[op[event]]
     of_event = np.full(operands.shape, unit_s)
     of_group = np.full((groups, n_workers), unit_s)
-    of_barrier = np.full((barriers.size, total), unit_s)
+    of_barrier = np.full((barriers.size, units.size), unit_s)
     group, barrier = 0, 0
     for event in range(op.size + 1):
         while barrier < barriers.size and barriers[barrier] == event:

@@ -78,7 +78,8 @@ class AllReduce:
         no_sync: one all-reduce in a round. False: one after each micro-batch, for which all wait (DDP without ``no_sync()``,
             the baseline of ACCO's released code): a round takes accumulate x (gradient + all-reduce).
         collective_s: seconds of an all-reduce instead of what the links say.
-        optimizer_s: seconds of the optimizer's step at the end of a round; nothing hides it.
+        optimizer_s: seconds of the optimizer's step at the end of a round; nothing hides it. A learned optimizer's are added,
+            those of a whole step: every worker computes it.
 
     References:
         Chen et al.: Revisiting distributed synchronous SGD (2016), recalled; Li et al.: PyTorch distributed (VLDB 2020),
@@ -169,7 +170,7 @@ class AllReduce:
         collective = Collective(
             crew.cluster, self.collective, network.demand.model_bytes, seed, self.collective_s
         )
-        optimizer_ns = round(self.optimizer_s * 1e9)
+        optimizer_ns = round((self.optimizer_s + network.demand.optimizer_s) * 1e9)
         tables, ends, durations = Tables(), [], []
         stops = self.first is not None and self.first < crew.n
         step = dataclasses.replace(STEP, messages=parts) if parts > 1 else STEP

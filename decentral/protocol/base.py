@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol as TypingProtocol
@@ -13,6 +13,7 @@ import numpy as np
 
 from decentral.engine.trace import StageShape, Trace
 from decentral.errors import InvalidInput
+from decentral.protocol.service import Service
 from decentral.timing.cluster import Cluster
 from decentral.topology import SCHEDULES, DirectedTopology, Schedule, Topology
 
@@ -27,6 +28,8 @@ MEETINGS = {
     "gradient": "none: one copy of the parameters, to which all workers send gradients",
     "batches": "none: one copy, and an all-reduce of all workers' gradients while they compute the next ones",
     "stages": "along a pipeline: each worker holds a stage of the model, and sends activations and gradients on",
+    "feedback": "along a pipeline: each worker holds a stage of the model and sends activations on; the last sends its "
+    "error to all, schedule 'dfa'",
 }
 """How workers meet: what an algorithm's ``receive`` expects, and what a protocol has to offer."""
 
@@ -52,6 +55,12 @@ class Demand:
         model_bytes: bytes of the parameters, and of a gradient; ``simulate`` fills it in.
         stages: the stages that workers hold between them, one each, where a model is a pipeline; ``simulate`` fills it in.
         token_bytes: bytes that go up, and down, between each two neighbouring stages; ``simulate`` fills it in.
+        error_bytes: bytes of the error that the last stage sends to each of the others; ``simulate`` fills it in.
+        service: what a gradient asks of the topology's optical units; ``simulate`` fills it in.
+        optimizer_share: of the seconds of a gradient by backpropagation, those that a step of a learned optimizer adds to each.
+            ``simulate`` fills it in, and makes the cluster as much slower; stages of a pipeline add it to their backward passes.
+        optimizer_s: seconds of a learned optimizer's step that follows a meeting: at the end of an all-reduce or a mean, or
+            when a gradient reaches a server; ``simulate`` fills it in.
     """
 
     exchanges_per_s: float = 1.0
@@ -66,6 +75,10 @@ class Demand:
     model_bytes: int = 0
     stages: tuple[StageShape, ...] = ()
     token_bytes: tuple[tuple[int, int], ...] = ()
+    error_bytes: int = 0
+    service: Service | None = None
+    optimizer_share: float = 0.0
+    optimizer_s: float = 0.0
 
     def choose(self, protocol: str, offered: tuple[str, ...]) -> str:
         """The first meeting the algorithm likes among those a protocol offers.
@@ -88,7 +101,8 @@ class Network:
 
     Attributes:
         topology: the graph with the rates at which its edges tick, per unit of time.
-        gradients_per_s: expected gradients per worker and second, mean over the workers.
+        gradients_per_s: expected gradients per worker and second, mean over the workers; where they queue for optical units
+            an upper bound (:func:`decentral.protocol.service.gradient_rate`).
         time_unit_s: seconds in a unit of time: what ``flow`` counts in. With a cluster it is the mean time between two
             gradients of a worker, so that the theory's constants, which have it as 1, hold.
         demand: what the algorithm asked for.
@@ -112,8 +126,11 @@ class Network:
         rates = getattr(self.topology, "edge_rates", np.zeros(0)).tobytes()
         demand = dataclasses.replace(self.demand, exchanges_per_s=0.0)  # it is in the rates
         if self.cluster is None:  # messages take no time
-            demand = dataclasses.replace(demand, message_bytes=0, model_bytes=0, token_bytes=())
-        return self.gradients_per_s, self.time_unit_s, rates, demand, self.cluster
+            demand = dataclasses.replace(
+                demand, message_bytes=0, model_bytes=0, token_bytes=(), error_bytes=0
+            )
+        units = () if self.demand.service is None else self.topology.units
+        return self.gradients_per_s, self.time_unit_s, rates, demand, self.cluster, units
 
     @property
     def exchanges_per_s(self) -> float:
@@ -189,14 +206,17 @@ class Gradients:
 
 
 Stop = Time | Gradients
+"""When a run ends."""
 STOPS = {"time": Time, "gradients": Gradients}
+"""Every way to stop by the name a spec uses."""
 
 
 class Protocol(TypingProtocol):
     """A process that turns a topology and its timing into a trace. It never imports an algorithm.
 
     Protocols are frozen dataclasses of plain values. Each says when the messages of a meeting are taken and which state
-    they meet (``atomic``, ``paired`` or ``stale``), and which sums it conserves.
+    they meet (``atomic``, ``paired`` or ``stale``), and which sums it conserves. One whose gradients can queue for the optical
+    units of a topology has a class attribute ``serves_units = True``.
     """
 
     def network(
@@ -215,6 +235,23 @@ class Protocol(TypingProtocol):
 
     def events_per_gradient(self, network: Network) -> float:
         """Expected number of events for each gradient, for the estimate of memory."""
+        ...
+
+
+class Source(TypingProtocol):
+    """One seed's events, to be drawn piece by piece, as often as asked, and never kept.
+
+    A protocol that can draw so has a method ``stream(network, stop, seed) -> Source | None``, None where only the whole will do
+    on this network. Its pieces, one after the other, are the columns of its ``timeline``.
+    """
+
+    @property
+    def horizon_s(self) -> float:
+        """That of the timeline."""
+        ...
+
+    def pieces(self, events: int) -> Iterator[Trace]:
+        """From the beginning: at least one piece, of about so many events each."""
         ...
 
 

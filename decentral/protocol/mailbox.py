@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -15,6 +15,7 @@ from decentral.errors import InvalidInput, check_number, suggest
 from decentral.protocol import queues
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.queues import (
+    ASKED,
     COMING,
     COMPUTED,
     DELIVER,
@@ -22,6 +23,8 @@ from decentral.protocol.queues import (
     ENTER,
     EVENTS,
     LONGEST_NS,
+    REQUESTED,
+    SERVED,
     UP,
     accumulated,
     draw_message,
@@ -33,6 +36,7 @@ from decentral.protocol.queues import (
     start_gradient,
     through,
 )
+from decentral.protocol.service import gradient_rate
 from decentral.timing import Cluster, Purpose
 from decentral.timing.faults import separated
 from decentral.timing.tapes import _uniform, philox
@@ -40,6 +44,7 @@ from decentral.topology import DirectedTopology, Topology
 
 PEERS = ("random", "cyclic")
 _SEND, _RECEIVE, _DROP = range(len(queues.STREAM_OPS), len(queues.STREAM_OPS) + 3)
+_OPS = (SEND, RECEIVE, DROP)
 _MESSAGE_PEER = int(Purpose.MESSAGE_PEER)
 
 
@@ -65,6 +70,10 @@ class Mailbox:
     return, which takes the next draw of its durations. A lost message, and one that finds its receiver down, is dropped
     when it arrives. A message that would have to cross a partition is not sent.
 
+    Optical units. Where gradients ask one, a worker's first part of a gradient ends with a request that crosses the unit's link,
+    waits for the requests before it and takes its frames; with the reply, that crosses the link too, the second part
+    begins. Of a worker that crashes meanwhile the request is served all the same, and the reply is lost.
+
     Args:
         messages_per_gradient: sent by each worker, as whole numbers accumulate (0.5: one after every second gradient); above 0.
         peer: "random": an out-neighbour drawn anew for each message; "cyclic": one after the other, in the order of numbers
@@ -76,6 +85,7 @@ class Mailbox:
         Liu: Asynchronous decentralized parallel stochastic gradient descent (ICML 2018); both recalled.
     """
 
+    serves_units: ClassVar[bool] = True
     messages_per_gradient: float = 1.0
     peer: str = "random"
     reply: bool | None = None
@@ -101,7 +111,7 @@ class Mailbox:
         """
         demand.choose("mailbox", ("push",))
         cluster = cluster or Cluster()
-        rate = cluster.gradient_rate(topology.n)
+        rate = gradient_rate(topology, demand.service, cluster)
         clocked: Any = topology
         if isinstance(topology, Topology):
             sends = 1 / topology.degrees
@@ -118,8 +128,9 @@ class Mailbox:
         return Network(clocked, rate, 1 / rate, demand, cluster)
 
     def events_per_gradient(self, network: Network) -> float:
-        """A start and a commit; a send and a receive for each message."""
-        return 2 + 2 * self.messages_per_gradient * (1 + self._replies(network.demand))
+        """A start and a commit; a send and a receive for each message; where a unit is asked request and service."""
+        asks = network.demand.service is not None
+        return 2 + 2 * asks + 2 * self.messages_per_gradient * (1 + self._replies(network.demand))
 
     def timeline(self, network: Network, stop: Stop, seed: int) -> Trace:
         """The events of one run up to the stop."""
@@ -131,7 +142,8 @@ class Mailbox:
         while True:
             log, again = self._run(network, horizon_s, seed, extra)
             if again is None:
-                return queues.make_trace(log, (SEND, RECEIVE, DROP), network.topology.n, seed, horizon_s)
+                ops = _OPS + queues.unit_ops(network.demand.service)
+                return queues.make_trace(log, ops, network.topology.n, seed, horizon_s)
             extra = again
 
     def _run(
@@ -139,7 +151,9 @@ class Mailbox:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The log, and where a worker needed more durations how many more to try."""
         cluster, n, size = network.cluster or Cluster(), network.topology.n, network.demand.message_bytes
-        cast = queues.make_cast(network.topology, cluster, size, seed, horizon_s, SENDER, extra)
+        service = network.demand.service
+        ops = _OPS + queues.unit_ops(service)
+        cast = queues.make_cast(network.topology, cluster, size, seed, horizon_s, SENDER, extra, service, ops)
         # The first out-neighbour above itself, so that not all workers begin with worker 0.
         above = cast.arcs["target"] > np.repeat(
             np.arange(n), cast.workers["last_arc"] - cast.workers["first_arc"]
@@ -163,7 +177,9 @@ class Mailbox:
             network.topology, cluster, network.demand.message_bytes, seed, 0.0, SENDER, np.zeros(n, np.int64)
         )
         arcs, degrees = cast.arcs, cast.workers["last_arc"] - cast.workers["first_arc"]
-        rates = cluster.speed_of(n, seed) / cluster.compute.mean_s * self.messages_per_gradient / degrees
+        slower = network.gradients_per_s / cluster.gradient_rate(n)  # 1 where no unit is asked
+        rates = slower * cluster.speed_of(n, seed) / cluster.compute.mean_s
+        rates = rates * self.messages_per_gradient / degrees
         messages_per_s = np.repeat(rates, degrees)
         if self._replies(network.demand):
             messages_per_s = messages_per_s + messages_per_s[arcs["reverse"]]
@@ -277,7 +293,9 @@ def _deliver(log, heap, tally, workers, arcs, apart, free_ns, chances, rules, me
 
 
 @njit(cache=True)
-def _loop(horizon_ns, workers, arcs, durations_ns, outages_ns, apart, free_ns, chances, on_return, rules):
+def _loop(
+    horizon_ns, workers, arcs, durations_ns, outages_ns, apart, free_ns, chances, on_return, units, rules
+):
     """All events up to the horizon; see :class:`queues.Cast`."""
     n = workers.size
     tally = np.zeros(8, np.int64)
@@ -309,6 +327,12 @@ def _loop(horizon_ns, workers, arcs, durations_ns, outages_ns, apart, free_ns, c
                     mine.done += 1
                     mine.due = accumulated(rules.mean, mine.done)
                     enlist(senders, tally, _SENDERS, number)
+            elif kind == REQUESTED:
+                queues.queue_up(log, heap, tally, workers, units, payload, number, now)
+            elif kind == SERVED:
+                queues.answer(log, heap, tally, workers, units, payload, number, now)
+            elif kind == ASKED:
+                queues.ask(heap, tally, workers, units, number, payload, now)
             elif kind == DOWN:
                 queues.go_down(log, heap, tally, workers, outages_ns, number, now)
             elif kind == UP:

@@ -87,7 +87,8 @@ class Overlapped:
             out of it. For DPU; ZeRO-Offload recommends 40.
         collective: ``"ring"`` or ``"tree"``, of ``model_bytes``: a reduce-scatter and an all-gather are its two halves.
         collective_s: seconds of it instead of what the links say.
-        optimizer_s: seconds of the (sharded) optimizer, which comes between the two halves: :math:`T` is the sum.
+        optimizer_s: seconds of the (sharded) optimizer, which comes between the two halves: :math:`T` is the sum. A learned
+            optimizer's are added.
 
     References:
         Nabli et al.: ACCO: Accumulate while you communicate (NeurIPS 2025; arXiv 2406.02613), read, and its released code;
@@ -145,7 +146,7 @@ class Overlapped:
         while True:
             crew = Crew(network, seed, horizon_s)
             start, ns = durations(crew.cluster, crew.n, seed, horizon_s, extra)
-            drawn, rounds = self._rounds(crew, network.demand.model_bytes, start, ns)
+            drawn, rounds = self._rounds(crew, network.demand, start, ns)
             again = more(start[:-1] + drawn, start[1:], extra)
             if again is None:
                 break
@@ -157,14 +158,16 @@ class Overlapped:
         entry = np.arange(each.sum()) + np.repeat(first - each.cumsum() + each, each)
         return _trace(post, end, length, self.warm_up, count, ns[entry], int(seed), horizon_s)
 
-    def _rounds(self, crew: Crew, model_bytes: float, start: np.ndarray, ns: np.ndarray) -> tuple:
+    def _rounds(self, crew: Crew, demand: Demand, start: np.ndarray, ns: np.ndarray) -> tuple:
         """``(draws taken, (when a collective starts, ends, its length, each worker's first draw in it and number of draws))``.
 
         The last collective may end after the horizon, and starts before. Times are in nanoseconds.
         """
         n, outages = crew.n, crew.outages
-        collective = Collective(crew.cluster, self.collective, model_bytes, crew.seed, self.collective_s)
-        optimizer_ns = round(self.optimizer_s * 1e9)
+        collective = Collective(
+            crew.cluster, self.collective, demand.model_bytes, crew.seed, self.collective_s
+        )
+        optimizer_ns = round((self.optimizer_s + demand.optimizer_s) * 1e9)
         until_ns, begin = 0, np.zeros(n, np.int64)
         drawn, outage, everyone = np.zeros(n, np.int64), outages[0][:-1].copy(), np.ones(n, bool)
         crash, ready = np.full((2, n), NEVER)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from decentral.engine.trace import EXCHANGE, GRADIENT, Replica, Trace
 from decentral.errors import InvalidInput, suggest
 from decentral.protocol.base import Demand, Gradients, Network, Stop, Time
-from decentral.timing import Faults, Links, Purpose, poisson_ticks
+from decentral.timing import Faults, Links, PoissonClocks, Purpose, poisson_ticks
 from decentral.timing.cluster import Cluster
 from decentral.topology import SCHEDULES, DirectedTopology, Schedule, Topology
 
@@ -117,10 +120,7 @@ class Poisson:
         Ticks are rounded to nanoseconds; at the same nanosecond gradients come first, then the lower worker or edge.
         """
         topology = network.undirected
-        workers = np.arange(topology.n)
-        rates = np.full(topology.n, network.gradients_per_s)
-        if network.cluster is not None and network.gradients_per_s:
-            rates = network.cluster.speed_of(topology.n, seed) / network.cluster.compute.mean_s
+        workers, rates = np.arange(topology.n), _gradient_rates(network, seed)
 
         def gradient_ticks(horizon_s: float):
             return poisson_ticks(seed, Purpose.GRADIENT_CLOCK, workers, workers, rates, horizon_s)
@@ -138,23 +138,20 @@ class Poisson:
             )
         else:
             exchange_ns, edge = self._changing_ticks(network, seed, horizon_s)
-        ticks_ns = np.concatenate([gradient_ns, exchange_ns])
-        order = np.argsort(ticks_ns, kind="stable")
-        op = np.zeros(len(ticks_ns), np.uint8)
-        op[len(gradient_ns) :] = 1
-        operands = np.full((len(ticks_ns), 2), -1, np.int32)
-        operands[: len(gradient_ns), 0] = gradient_worker
-        operands[len(gradient_ns) :] = topology.edges[edge]
-        time_s = ticks_ns[order] / 1e9
-        horizon_s = max(horizon_s, float(time_s[-1]) if time_s.size else 0.0)
-        return Trace(
-            time_s,
-            op[order],
-            operands[order],
-            (GRADIENT, EXCHANGE),
+        trace = _ordered(
+            gradient_ns,
+            gradient_worker,
+            exchange_ns,
+            topology.edges[edge],
             topology.n,
-            (Replica(int(seed), horizon_s),),
+            Replica(int(seed), 0.0),
         )
+        horizon_s = max(horizon_s, float(trace.time_s[-1]) if len(trace) else 0.0)
+        return dataclasses.replace(trace, replicas=(Replica(int(seed), horizon_s),))
+
+    def stream(self, network: Network, stop: Stop, seed: int) -> _Ticks | None:
+        """The same events piece by piece; None on a graph that changes, whose ticks are moved when all are known."""
+        return None if self.schedule is not None else _Ticks(network, stop, int(seed))
 
     def _changing_ticks(self, network: Network, seed: int, horizon_s: float) -> tuple[np.ndarray, np.ndarray]:
         """Ticks of edges whose rates are constant while a graph stays: clocks of rate 1 in the time that each edge has had."""
@@ -185,6 +182,92 @@ class Poisson:
         return ticks_ns, edge
 
 
+def _gradient_rates(network: Network, seed: int) -> np.ndarray:
+    n = network.undirected.n
+    if network.cluster is not None and network.gradients_per_s:
+        return network.cluster.speed_of(n, seed) / network.cluster.compute.mean_s
+    return np.full(n, network.gradients_per_s)
+
+
+@dataclass(frozen=True)
+class _Ticks:
+    """A :class:`decentral.protocol.base.Source` of Poisson clocks."""
+
+    network: Network
+    stop: Stop
+    seed: int
+    _rates: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_rates", _gradient_rates(self.network, self.seed))
+
+    @cached_property
+    def horizon_s(self) -> float:
+        """As asked; a tick just before it may round to a nanosecond after it. Of a number of gradients the time of the last."""
+        if isinstance(self.stop, Time):
+            horizon_s = float(self.stop.time_s)
+            if round(horizon_s * 1e9) / 1e9 <= horizon_s:
+                return horizon_s
+            return max([horizon_s, *(piece.time_s[-1] for piece in self.pieces(2**18) if len(piece))])
+        if self.network.gradients_per_s <= 0:
+            raise _no_gradients(self.stop)
+        clocks, done, border_ns = self._clocks(math.inf), 0, 0
+        expected = min(2.0**20, self.stop.gradients)
+        while True:
+            border_ns += math.ceil(1e9 * expected / self._rates.sum())
+            ticks_ns, _ = clocks.until(border_ns, expected)
+            if done + len(ticks_ns) >= self.stop.gradients:
+                return float(np.sort(ticks_ns)[self.stop.gradients - done - 1] / 1e9)
+            done += len(ticks_ns)
+
+    def _clocks(self, horizon_s: float) -> PoissonClocks:
+        workers = np.arange(self.network.undirected.n)
+        return PoissonClocks(self.seed, Purpose.GRADIENT_CLOCK, workers, workers, self._rates, horizon_s)
+
+    def pieces(self, events: int) -> Iterator[Trace]:
+        """All ticks up to the stop, those of equal spans of time together."""
+        topology = self.network.undirected
+        if isinstance(self.stop, Time):
+            end_s, left = float(self.stop.time_s), math.inf
+            gradients = self._clocks(end_s)
+        else:  # the last one may tick just after the nanosecond it is rounded to
+            end_s, left = self.horizon_s, self.stop.gradients
+            gradients = self._clocks(math.inf)
+        (low, high), exchange_rates = topology.edges.T, topology.edge_rates / self.network.time_unit_s
+        exchanges = PoissonClocks(self.seed, Purpose.EXCHANGE_CLOCK, low, high, exchange_rates, end_s)
+        rates = self._rates.sum(), exchange_rates.sum()
+        # Each piece asks every clock.
+        span_ns = math.ceil(1e9 * max(events, (topology.n + len(topology.edges)) // 2) / sum(rates))
+        last_ns, border_ns, done = round(end_s * 1e9), 0, False
+        while not done:
+            border_ns = min(border_ns + span_ns, last_ns)
+            done = border_ns == last_ns
+            gradient_ns, worker = gradients.until(border_ns, span_ns / 1e9 * rates[0])
+            if len(gradient_ns) > left:  # at the instant of the last one others may tick too
+                kept = np.sort(np.argsort(gradient_ns, kind="stable")[:left])
+                gradient_ns, worker = gradient_ns[kept], worker[kept]
+            left -= len(gradient_ns)
+            exchange_ns, edge = exchanges.until(border_ns, span_ns / 1e9 * rates[1])
+            replica = Replica(self.seed, end_s)
+            yield _ordered(gradient_ns, worker, exchange_ns, topology.edges[edge], topology.n, replica)
+
+
+def _ordered(gradient_ns, worker, exchange_ns, ends, n: int, replica: Replica) -> Trace:
+    """Ticks in order of time; at the same nanosecond gradients come first, then the lower worker or edge."""
+    ticks_ns = np.concatenate([gradient_ns, exchange_ns])
+    order = np.argsort(ticks_ns, kind="stable")
+    op = np.zeros(len(ticks_ns), np.uint8)
+    op[len(gradient_ns) :] = 1
+    operands = np.full((len(ticks_ns), 2), -1, np.int32)
+    operands[: len(gradient_ns), 0] = worker
+    operands[len(gradient_ns) :] = ends
+    return Trace(ticks_ns[order] / 1e9, op[order], operands[order], (GRADIENT, EXCHANGE), n, (replica,))
+
+
+def _no_gradients(stop: Gradients) -> InvalidInput:
+    return InvalidInput("stop.gradients", stop.gradients, "a stop by time when gradients_per_s is 0")
+
+
 def _check_rate(name: str, rate: float, *, zero: bool) -> None:
     number = isinstance(rate, int | float) and not isinstance(rate, bool) and math.isfinite(rate)
     if not number or rate < 0 or (rate == 0 and not zero):
@@ -193,7 +276,7 @@ def _check_rate(name: str, rate: float, *, zero: bool) -> None:
 
 def _until(stop: Gradients, network: Network, gradient_ticks):
     if network.gradients_per_s <= 0:
-        raise InvalidInput("stop.gradients", stop.gradients, "a stop by time when gradients_per_s is 0")
+        raise _no_gradients(stop)
     # The number of gradients by the first guess exceeds the target but for six standard deviations.
     guess = stop.gradients + 6 * math.sqrt(stop.gradients) + 10
     horizon_s = guess / (network.undirected.n * network.gradients_per_s)

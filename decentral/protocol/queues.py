@@ -1,7 +1,8 @@
 """What event loops on a cluster share: a heap of what comes next, a log of what happened, computing workers, wires.
 
 A loop is one compiled function over integer nanoseconds. It takes from the heap in order of (time, kind, number): at the
-same instant what arrives comes first, then what was computed, then who goes down and who comes back; what starts at
+same instant what arrives comes first, then what optical units have done, then what was computed, then who goes down and who
+comes back; what starts at
 that instant (messages, then gradients) comes last, from lists of the loop's own. Numbers are those of messages or
 workers, so the order depends on nothing else.
 """
@@ -13,7 +14,20 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from decentral.engine.trace import ABANDON, COPY, GRADIENT_COMMIT, GRADIENT_START, RESET, Op, Replica, Trace
+from decentral.engine.trace import (
+    ABANDON,
+    COPY,
+    GRADIENT_COMMIT,
+    GRADIENT_START,
+    REQUEST,
+    RESET,
+    SERVE,
+    Op,
+    Replica,
+    Trace,
+)
+from decentral.protocol import records as records  # before the first function of records is compiled
+from decentral.protocol.service import Service, turn_of
 from decentral.timing.cluster import Cluster
 from decentral.timing.compute import LONGEST_NS, check_draws, to_ns
 from decentral.timing.faults import ON_RETURN, lost, separated
@@ -26,9 +40,9 @@ _START, _COMMIT, _ABANDON, _COPY, _RESET = range(len(STREAM_OPS))
 
 KIND = 1 << 58
 """A heap's second key is kind x KIND + number."""
-ENTER, DELIVER, COMPUTED, DOWN, UP, PARTITION = range(6)
-"""What may come: the first byte at a NIC, a whole message, the end of a gradient, an outage and its end, a network that
-falls apart or together."""
+ENTER, DELIVER, REQUESTED, SERVED, ASKED, COMPUTED, DOWN, UP, PARTITION = range(9)
+"""What may come: the first byte at a NIC, a whole message, a request at an optical unit, the end of its frames, the end of a
+gradient's first part, that of all of it, an outage and its end, a network that falls apart or together."""
 EVENTS, COMING, GRADIENTS = range(3)
 """Counters that every loop keeps: events in the log, entries of the heap, gradients started."""
 ROOM = 16
@@ -41,7 +55,11 @@ WORKER = [
     ("drawn", "i8"),  # place of its next gradient among all durations
     ("last_drawn", "i8"),  # where the next worker's begin
     ("gradient", "i8"),  # slot of the gradient under way, or -1
-    ("started_ns", "i8"),  # when that was started
+    ("started_ns", "i8"),  # when that was started, or a unit's reply came
+    ("unit", "i8"),  # that it asks in each gradient, or -1
+    ("first_part", "f8"),  # shares of a gradient's duration, as of a Service
+    ("second_part", "f8"),
+    ("after_ns", "i8"),  # of the gradient under way, to be computed when the unit has replied
     ("up", "?"),
     ("outage", "i8"),  # place of its next outage, or of the one under way
     ("last_outage", "i8"),  # where the next worker's begin
@@ -63,6 +81,21 @@ ARC = np.dtype(
     ]
 )
 """A directed link: whom a worker can send to, what a message takes and what happened to those before."""
+
+
+UNIT = np.dtype(
+    [
+        ("latency_ns", "i8"),
+        ("request_ns", "i8"),  # that a request takes on the link
+        ("reply_ns", "i8"),
+        ("serve_ns", "i8"),  # of its frames
+        ("into_ns", "i8"),  # when the last request is through the link
+        ("out_ns", "i8"),  # when the last reply is
+        ("free_ns", "i8"),  # when the last frame of all requests that have come is taken
+        ("request", "u1"),  # code of the op REQUEST in the trace; that of SERVE is the next
+    ]
+)
+"""An optical unit and its link."""
 
 
 class Chances(NamedTuple):
@@ -89,6 +122,7 @@ class Cast(NamedTuple):
         free_ns: int64 (queues,), when the last message in a queue is through.
         chances: of messages.
         on_return: place in ``ON_RETURN``.
+        units: (U,) ``UNIT``.
     """
 
     workers: np.ndarray
@@ -99,6 +133,7 @@ class Cast(NamedTuple):
     free_ns: np.ndarray
     chances: Chances
     on_return: int
+    units: np.ndarray
 
 
 # -- heap and log -------------------------------------------------------------------------------------------------------
@@ -193,7 +228,11 @@ def start_gradient(log, heap, tally, workers, durations_ns, worker, now):
     slot, mine = tally[GRADIENTS], workers[worker]
     tally[GRADIENTS] += 1
     took_ns = durations_ns[mine.drawn] if mine.drawn < mine.last_drawn else LONGEST_NS
-    push(heap, tally, now + took_ns, COMPUTED, worker, slot)
+    if mine.unit < 0:
+        push(heap, tally, now + took_ns, COMPUTED, worker, slot)
+    else:
+        mine.after_ns = np.int64(np.rint(took_ns * mine.second_part))
+        push(heap, tally, now + np.int64(np.rint(took_ns * mine.first_part)), ASKED, worker, slot)
     mine.gradient, mine.started_ns = slot, now
     mine.drawn += 1
     emit(log, tally, now, _START, worker, slot)
@@ -208,6 +247,42 @@ def commit_gradient(log, tally, workers, worker, slot, now):
     mine.gradient = -1
     emit(log, tally, now, _COMMIT, worker, slot, -1, -1, now - mine.started_ns)
     return True
+
+
+@njit(cache=True)
+def ask(heap, tally, workers, units, worker, slot, now):
+    """The first part of a gradient is done: a request goes to the worker's unit, unless the worker crashed in the meantime."""
+    mine = workers[worker]
+    if mine.gradient != slot:
+        return
+    unit = units[mine.unit]
+    unit.into_ns = min(max(now, unit.into_ns) + unit.request_ns, LONGEST_NS)
+    mine.started_ns = now
+    push(heap, tally, min(unit.into_ns + unit.latency_ns, LONGEST_NS), REQUESTED, slot, worker)
+
+
+@njit(cache=True)
+def queue_up(log, heap, tally, workers, units, worker, slot, now):
+    """A request is at a unit, which takes the frames of one after the other. It does not know whether the worker is still up."""
+    mine = workers[worker]
+    unit = units[mine.unit]
+    # Of who crashed since, when it was sent is not known any more.
+    took_ns = now - mine.started_ns if mine.gradient == slot else unit.request_ns + unit.latency_ns
+    emit(log, tally, now, unit.request, worker, mine.unit, -1, -1, took_ns)
+    unit.free_ns = min(max(now, unit.free_ns) + unit.serve_ns, LONGEST_NS)
+    push(heap, tally, unit.free_ns, SERVED, slot, worker)
+
+
+@njit(cache=True)
+def answer(log, heap, tally, workers, units, worker, slot, now):
+    """A unit has taken a request's frames. Its reply is of use if the worker has not crashed, which then goes on computing."""
+    mine = workers[worker]
+    unit = units[mine.unit]
+    emit(log, tally, now, unit.request + 1, worker, mine.unit, -1, -1, unit.serve_ns)
+    unit.out_ns = min(max(now, unit.out_ns) + unit.reply_ns, LONGEST_NS)
+    if mine.gradient == slot:
+        mine.started_ns = min(unit.out_ns + unit.latency_ns, LONGEST_NS)
+        push(heap, tally, mine.started_ns + mine.after_ns, COMPUTED, worker, slot)
 
 
 @njit(cache=True)
@@ -297,6 +372,8 @@ def make_cast(
     horizon_s: float,
     fields: list[tuple[str, str]],
     extra: np.ndarray,
+    service: Service | None = None,
+    ops: tuple[Op, ...] = (),
 ) -> Cast:
     """Everyone up and idle, every queue empty; gradients and outages until just after the horizon.
 
@@ -308,6 +385,8 @@ def make_cast(
         horizon_s: end of the run.
         fields: names and types that the loop adds to ``WORKER``; they start at 0.
         extra: (n,) further gradients of each worker, as for :func:`durations`.
+        service: what gradients ask of the topology's units.
+        ops: of the trace, as for :func:`make_trace`.
     """
     n, links, faults = topology.n, cluster.links, cluster.faults
     # What starts at the horizon itself needs a duration too, although it does not end.
@@ -317,7 +396,12 @@ def make_cast(
     start, target = neighbours(topology)
     workers = np.zeros(n, np.dtype(WORKER + fields))
     workers["drawn"], workers["last_drawn"] = draws[:-1], draws[1:]
-    workers["gradient"], workers["up"] = -1, True
+    workers["gradient"], workers["up"], workers["unit"] = -1, True, -1
+    units = np.zeros(0, UNIT)
+    if service is not None:
+        units = _units(topology, service, len(STREAM_OPS) + ops.index(REQUEST))
+        workers["unit"] = topology.unit_of
+        workers["first_part"], workers["second_part"] = service.before, service.after
     workers["outage"], workers["last_outage"] = outages[:-1], outages[1:]
     workers["first_arc"], workers["last_arc"] = start[:-1], start[1:]
     source = np.repeat(np.arange(n), np.diff(start))
@@ -335,7 +419,30 @@ def make_cast(
         np.zeros(2 * queues, np.int64),
         Chances(int(seed), links.jitter_code, float(links.jitter_sigma), *faults.loss_numbers),
         ON_RETURN.index(faults.on_return),
+        units,
     )  # fmt: skip
+
+
+def _units(topology: Topology | DirectedTopology, service: Service, request: int) -> np.ndarray:
+    """The topology's units, idle; ``request``: code of the op REQUEST."""
+    assert service.task is not None
+    units = np.zeros(len(topology.units), UNIT)
+    units["request"] = request
+    for k, unit in enumerate(topology.units):
+        turn = turn_of(service.task, unit)
+        for name, seconds in (
+            ("latency_ns", turn.latency_s),
+            ("request_ns", turn.request_s),
+            ("reply_ns", turn.reply_s),
+            ("serve_ns", turn.serve_s),
+        ):
+            units[name][k] = to_ns("topology.units", seconds)
+    return units
+
+
+def unit_ops(service: Service | None) -> tuple[Op, ...]:
+    """The ops of a trace in which gradients ask units."""
+    return () if service is None else (REQUEST, SERVE)
 
 
 def durations(

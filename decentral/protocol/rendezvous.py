@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -24,6 +24,7 @@ from decentral.errors import InvalidInput, RunFailed, check_flag, check_number, 
 from decentral.protocol import queues
 from decentral.protocol.base import Demand, Network, Stop, until
 from decentral.protocol.queues import (
+    ASKED,
     COMING,
     COMPUTED,
     DELIVER,
@@ -31,6 +32,8 @@ from decentral.protocol.queues import (
     ENTER,
     EVENTS,
     LONGEST_NS,
+    REQUESTED,
+    SERVED,
     UP,
     accumulated,
     commit_gradient,
@@ -44,6 +47,7 @@ from decentral.protocol.queues import (
     start_gradient,
     through,
 )
+from decentral.protocol.service import gradient_rate
 from decentral.timing import Cluster, Purpose
 from decentral.timing.faults import separated
 from decentral.timing.tapes import _uniform, philox
@@ -99,6 +103,10 @@ class Rendezvous:
     receiver down, are dropped. No exchange starts with a worker that is down or across a partition. A cancelled
     exchange is not made up for. Who returns owes what it owed.
 
+    Optical units. Where gradients ask one, a worker's first part of a gradient ends with a request that crosses the unit's link,
+    waits for the requests before it and takes its frames; with the reply, that crosses the link too, the second part
+    begins. Of a worker that crashes meanwhile the request is served all the same, and the reply is lost.
+
     Args:
         exchanges_per_gradient: mean number per worker and gradient, above 0; None for what the algorithm asks for.
         count: "poisson": a Poisson number after each gradient; "fixed": whole numbers as they accumulate (0.5: one after every
@@ -117,6 +125,7 @@ class Rendezvous:
         Nabli, Belilovsky, Oyallon: A2CiD2 (NeurIPS 2023) and its released code.
     """
 
+    serves_units: ClassVar[bool] = True
     exchanges_per_gradient: float | None = 1.0
     count: str = "poisson"
     pairing: str = "first_come"
@@ -147,14 +156,14 @@ class Rendezvous:
             advice = "Two workers meet both ways; on a directed graph use protocol mailbox or rounds."
             raise InvalidInput("topology", topology.name, "an undirected graph", advice)
         cluster = cluster or Cluster()
-        rate = cluster.gradient_rate(topology.n)
+        rate = gradient_rate(topology, demand.service, cluster)
         topology = topology.with_total_rate(self._owed(demand) * topology.n / 2)
         return Network(topology, rate, 1 / rate, demand, cluster)
 
     def events_per_gradient(self, network: Network) -> float:
-        """A start and a commit, and those of its half of the exchanges."""
+        """A start and a commit, those of its half of the exchanges, and where a unit is asked request and service."""
         events = {"paired": 3, "atomic": 1, "stale": 4}[self.messages]
-        return 2 + events * self._owed(network.demand) / 2
+        return 2 + 2 * (network.demand.service is not None) + events * self._owed(network.demand) / 2
 
     def timeline(self, network: Network, stop: Stop, seed: int) -> Trace:
         """The events of one run up to the stop."""
@@ -172,8 +181,9 @@ class Rendezvous:
     ) -> tuple[Trace | None, np.ndarray]:
         """The trace, or None where a worker needed more durations; and how many more to try."""
         topology, cluster, n = network.topology, network.cluster or Cluster(), network.topology.n
+        demand, ops = network.demand, MESSAGES[self.messages] + queues.unit_ops(network.demand.service)
         cast = queues.make_cast(
-            topology, cluster, network.demand.message_bytes, seed, horizon_s, STREAM, extra
+            topology, cluster, demand.message_bytes, seed, horizon_s, STREAM, extra, demand.service, ops
         )
         arcs = cast.arcs
         turn = np.empty(0, np.int64)
@@ -205,7 +215,7 @@ class Rendezvous:
                 + _waits(longest, horizon_ns, cast),
                 stacklevel=5,
             )
-        return queues.make_trace(log, MESSAGES[self.messages], n, seed, horizon_s), extra
+        return queues.make_trace(log, ops, n, seed, horizon_s), extra
 
 
 def _why(stuck: int, now: int, cast: queues.Cast, turn: np.ndarray) -> str:
@@ -545,6 +555,7 @@ def _loop(
     free_ns,
     chances,
     on_return,
+    units,
     turn,
     rules,
 ):
@@ -585,6 +596,12 @@ def _loop(
                     mine.done += 1
                     mine.owed += _newly_owed(rules, chances.seed, worker, mine.done)
                     _go_on(tally, workers, rules, lookers, starters, worker, now)
+            elif kind == REQUESTED:
+                queues.queue_up(log, heap, tally, workers, units, payload, number, now)
+            elif kind == SERVED:
+                queues.answer(log, heap, tally, workers, units, payload, number, now)
+            elif kind == ASKED:
+                queues.ask(heap, tally, workers, units, number, payload, now)
             elif kind == DOWN:
                 queues.go_down(log, heap, tally, workers, outages_ns, worker, now)
                 if workers[worker].waiting:

@@ -710,7 +710,7 @@ class _Run:
         self.random = self.paired and self.schedule is None
         self.steps = np.full(self.n, protocol._steps(demand))
         self.window_ns = 0 if protocol.round_s is None else max(round(protocol.round_s * 1e9), 1)
-        self.bytes = demand.message_bytes
+        self.bytes, self.optimizer_ns = demand.message_bytes, round(demand.optimizer_s * 1e9)
         faults = self.cluster.faults
         if self.random and faults.burst_start > 0:
             raise InvalidInput(
@@ -809,7 +809,7 @@ class _Run:
     def _meet(self, r: int, now: int, members: np.ndarray) -> int:
         """The meeting of round r among ``members`` from ``now`` on; returns its end."""
         if self.meeting == "average":
-            took = self.collective.ns(members)
+            took = self.collective.ns(members) + self.optimizer_ns
             end = self.crew.reachable(now, members) + took
 
             def average():

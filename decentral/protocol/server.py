@@ -32,7 +32,8 @@ OPS = (PULL, EVALUATE, PUSH, ABANDON)
 _PULL, _EVALUATE, _PUSH, _ABANDON, _STEP = range(5)
 
 # What happens next to a worker; the order is that of what happens at the same nanosecond: deliver < compute end < start.
-_GRADIENT_COMES, _PARAMETERS_COME, _GRADIENT_AT_NIC, _CRASH, _COMPUTED, _ASK, _PARAMETERS_LEAVE = range(7)
+_APPLIED, _GRADIENT_COMES, _PARAMETERS_COME, _GRADIENT_AT_NIC = range(4)
+_CRASH, _COMPUTED, _ASK, _PARAMETERS_LEAVE = range(4, 8)
 
 
 @njit(cache=True)
@@ -66,7 +67,7 @@ def _doubled(rows):
 
 @njit(cache=True)
 def _serve(
-    batch, max_delay, horizon_ns,
+    batch, max_delay, optimizer_ns, horizon_ns,
     start, ns, outage_start, down, up, from_ns, until_ns, first,
     pull_latency, pull_wire, pull_nic, push_latency, push_wire, push_nic, full,
     jitter, sigma, seed, loss,
@@ -88,7 +89,7 @@ def _serve(
     gone, bad_pull, bad_push = np.zeros((3, n), np.bool_)
     pulls, pushes = np.zeros((2, n), np.int64)
     free = np.zeros(2, np.int64)  # when the server's NIC has sent, and has received, what it has to
-    version, slots, order = 0, 0, 0
+    version, slots, order, busy_ns = 0, 0, 0, np.int64(0)
     queue = [(one, one, one, one)]  # (time, what, order, worker): the type
     queue.pop()
     for i in range(n):
@@ -140,6 +141,17 @@ def _serve(
             if push_nic[i]:
                 then = max(now, free[full]) + wire[i]
                 free[full] = then
+        elif what == _GRADIENT_COMES and optimizer_ns > 0 and now < busy_ns:
+            then, next_what = busy_ns, _GRADIENT_COMES
+        elif (
+            what == _GRADIENT_COMES
+            and optimizer_ns > 0
+            and not gone[i]
+            and (max_delay == 0 or version - seen[i] < max_delay)
+            and (batch == 0 or (version == seen[i] and waiting + 1 == batch))
+        ):  # it makes an update, which takes its time
+            busy_ns = now + optimizer_ns
+            then, next_what = busy_ns, _APPLIED
         else:
             duration, delay = now - left[i], version - seen[i]
             if gone[i] or (max_delay > 0 and delay >= max_delay) or (batch > 0 and delay > 0):
@@ -181,6 +193,7 @@ class Server:
     to itself). Whoever's gradient has come is sent the parameters, after all that comes at the same instant. They queue for
     the server's NIC, first come first served, and are read when they leave; so do gradients, when they reach it. Links have
     no queue of their own. A worker computes from the last byte of the parameters on, a gradient counts from its last byte.
+    A learned optimizer's step takes the server the time of a worker of mean speed; gradients that come meanwhile wait.
     The gradient is that of the parameters pulled, and meets those of its arrival (``stale``), except in Rennala.
 
     *Faults.* A worker that crashes loses its gradient under way, and the next one takes the next draw of its durations;
@@ -257,7 +270,7 @@ class Server:
         extra = np.zeros(n, np.int64)
         while True:
             arguments: list[Any] = [
-                *(self.batch or 0, self.max_delay or 0, horizon_ns),
+                *(self.batch or 0, self.max_delay or 0, round(network.demand.optimizer_s * 1e9), horizon_ns),
                 *(tape := durations(cluster, n, seed, horizon_s, extra)),
                 *(*faults.outages(seed, n, horizon_s), *faults.partition_arrays(n)),
                 *(*ways, int(links.duplex == "full")),
