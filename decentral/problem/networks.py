@@ -21,7 +21,16 @@ from decentral.problem.partition import partition as deal
 
 DATA = {
     function.__name__: function
-    for function in (sets.digits, sets.clusters, sets.mnist, sets.mnist1d, sets.cifar10, sets.libsvm)
+    for function in (
+        sets.digits,
+        sets.clusters,
+        sets.parity,
+        sets.teacher,
+        sets.mnist,
+        sets.mnist1d,
+        sets.cifar10,
+        sets.libsvm,
+    )
 }
 """Name -> data set to classify."""
 
@@ -39,6 +48,7 @@ def mlp(
     sampling: str = "replacement",
     initialisation: str = "pytorch",
     precision: str = "float32",
+    parametrization: str = "standard",
     initial: str = "common",
     seed: int = 0,
     dtype: str = "float32",
@@ -47,7 +57,8 @@ def mlp(
 
     Args:
         n: workers.
-        data: "digits", "clusters", "mnist", "mnist1d", "cifar10" or "libsvm", see ``decentral.problem.data``.
+        data: "digits", "clusters", "parity", "teacher", "mnist", "mnist1d", "cifar10" or "libsvm";
+            see ``decentral.problem.data``.
         path: the user's own files, for "cifar10" and "libsvm".
         hidden: units of the hidden layers.
         partition: "iid", "label" or "dirichlet", see ``decentral.problem.partition``; or "shared": every worker sees the
@@ -60,6 +71,8 @@ def mlp(
         initialisation: one of ``decentral.problem.models.INITIALISATIONS``; "pytorch" is PyTorch's default.
         precision: "float32": nothing is rounded; "bfloat16", "mxfp8" or "fp8_tensor": the operands of the hidden layers'
             products are, see ``decentral.problem.precision``.
+        parametrization: "standard", or "mup": so that hyper-parameters transfer between widths, see
+            ``decentral.problem.models.mlp``; give the optimizer the same.
         initial: "common": all workers start at the same draw; "per_worker": each at its own.
         seed: drives the split and the partition (the starting point is drawn from the run's seed).
         dtype: "float32" or "float64" (needs x64).
@@ -67,7 +80,7 @@ def mlp(
     loaded = load(data, list(DATA), path, test_fraction, seed)
     model = models.mlp(
         math.prod(loaded.train_features.shape[1:]), hidden, loaded.classes,
-        initialisation=initialisation, precision=precision,
+        initialisation=initialisation, precision=precision, parametrization=parametrization,
     )  # fmt: skip
     return _classifier(
         n, f"mlp_{data}", loaded, model,
@@ -101,7 +114,11 @@ def cnn(  # noqa: D417  what is said once is not said again
         partition, alpha, test_fraction, batch_size, sampling, initialisation, initial, seed, dtype: as of ``mlp``.
     """
     loaded = load(
-        data, [name for name in DATA if name not in ("clusters", "libsvm")], path, test_fraction, seed
+        data,
+        [name for name in DATA if name not in ("clusters", "parity", "teacher", "libsvm")],
+        path,
+        test_fraction,
+        seed,
     )
     model = models.cnn(
         loaded.train_features.shape[1:], channels, loaded.classes, initialisation=initialisation
@@ -131,6 +148,7 @@ def transformer(  # noqa: D417  what is said once is not said again
     sampling: str = "replacement",
     initialisation: str = "pytorch",
     precision: str = "float32",
+    parametrization: str = "standard",
     initial: str = "common",
     seed: int = 0,
     dtype: str = "float32",
@@ -141,7 +159,7 @@ def transformer(  # noqa: D417  what is said once is not said again
         n: workers.
         data: "markov", see ``decentral.problem.data.markov``.
         vocabulary, order, concentration, length, sequences, test_sequences: of the language and its samples.
-        width, heads, blocks, precision: of the network, see ``decentral.problem.models.transformer``.
+        width, heads, blocks, precision, parametrization: of the network, see ``decentral.problem.models.transformer``.
         partition: as of ``mlp``; a sequence's class is its most frequent token.
         alpha, batch_size, sampling, initialisation, initial, seed, dtype: as of ``mlp``; ``seed`` drives the language too.
     """
@@ -152,7 +170,7 @@ def transformer(  # noqa: D417  what is said once is not said again
     )  # fmt: skip
     model = models.transformer(
         vocabulary, length, width=width, heads=heads, blocks=blocks,
-        initialisation=initialisation, precision=precision,
+        initialisation=initialisation, precision=precision, parametrization=parametrization,
     )  # fmt: skip
     problem = _classifier(
         n, "transformer_markov", loaded, model,
@@ -234,7 +252,12 @@ def moe(  # noqa: D417  what is said once is not said again
 
 
 def load(
-    name: str, allowed: Sequence[str], path: str | None, test_fraction: float | None, seed: int
+    name: str,
+    allowed: Sequence[str],
+    path: str | None,
+    test_fraction: float | None,
+    seed: int,
+    scaling: str | None = None,
 ) -> sets.DataSet:
     """The data set, with the arguments it takes.
 
@@ -243,7 +266,7 @@ def load(
     """
     build = DATA[check_choice("problem.data", name, allowed)]
     takes = inspect.signature(build).parameters
-    given = {"path": path, "test_fraction": test_fraction}
+    given = {"path": path, "test_fraction": test_fraction, "scaling": scaling}
     for key, value in given.items():
         if value is not None and key not in takes:
             raise InvalidInput(f"problem.{key}", value, f"nothing with data = {name!r}", "Leave it out.")
@@ -278,6 +301,9 @@ def _classifier(
     def accuracy(params: PyTree, sample: PyTree) -> dict[str, jax.Array]:
         return {"accuracy": models.accuracy(model.apply(params, sample["features"]), sample["target"])}
 
+    seen = model.activations
+    activations = None if seen is None else lambda params, sample: seen(params, sample["features"])
+
     def samples(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         return {"features": features, "target": labels}
 
@@ -292,6 +318,8 @@ def _classifier(
         held_out=samples(loaded.test_features, loaded.test_labels) if len(loaded.test_labels) else None,
         scores=measure or accuracy,
         is_deep=True,
+        roles=model.roles,
+        activations=activations,
         dtype=dtype,
         initial_per_worker=initial == "per_worker",
         name=name,

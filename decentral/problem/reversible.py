@@ -103,7 +103,7 @@ def down_sampling_block(inputs: int, outputs: int, *, initialisation: str = "pyt
 def transformer_block(width: int, heads: int, *, initialisation: str = "pytorch") -> Stage:
     """F(x) = a + MLP(norm(x + a)) with a = attention(norm(x)) on streams (batch, tokens, width).
 
-    F is all that an ordinary block adds to its input. One branch of both parts, not one of each in turn (the reversible
+    F is ``transformer_branch``. One branch of both parts, not one of each in turn (the reversible
     transformers of Reformer, recalled): so all blocks are of one kind, and of one cost.
 
     Args:
@@ -111,6 +111,13 @@ def transformer_block(width: int, heads: int, *, initialisation: str = "pytorch"
         heads: of the causal attention.
         initialisation: one of ``models.INITIALISATIONS``.
     """
+    return reversible_block(*transformer_branch(width, heads, initialisation=initialisation))
+
+
+def transformer_branch(
+    width: int, heads: int, *, initialisation: str = "pytorch"
+) -> tuple[Callable[[jax.Array], PyTree], Callable[[PyTree, jax.Array], jax.Array]]:
+    """``(init, apply)`` of all that an ordinary transformer block adds to its input; arguments as of ``transformer_block``."""
     layer = layers(initialisation)
     if check_int("problem.width", width) % check_int("problem.heads", heads):
         raise InvalidInput("problem.width", width, f"a multiple of the {heads} heads")
@@ -134,7 +141,7 @@ def transformer_block(width: int, heads: int, *, initialisation: str = "pytorch"
         hidden = jax.nn.gelu(dense(p["feed_forward"]["in"], layer_norm(p["norm_2"], x + a)))
         return a + dense(p["feed_forward"]["out"], hidden)
 
-    return reversible_block(init, branch)
+    return init, branch
 
 
 def _branch_init(layer: Callable, key: jax.Array, inputs: int, outputs: int) -> dict[str, PyTree]:
@@ -236,7 +243,7 @@ def reversible_mlp(  # noqa: D417  what is said once is not said again
             lambda p, streams: dense(p, _joined(streams)),
         ),
     }
-    return _classifier(
+    return classifier(
         n, f"reversible_mlp_{data}", loaded, kinds, ("stem", *["block"] * blocks, "head"), partition, alpha, seed, initial,
         workers_per_model=workers_per_model, batch_size=batch_size, sampling=sampling, dtype=dtype,
     )  # fmt: skip
@@ -306,7 +313,7 @@ def revnet(  # noqa: D417  what is said once is not said again
         lambda key: layer(key, (2 * widths[-1], loaded.classes)),
         lambda p, streams: dense(p, _joined(streams).mean((1, 2))),
     )
-    return _classifier(
+    return classifier(
         n, f"revnet_{data}", loaded, kinds, (*order, "head"), partition, alpha, seed, initial,
         workers_per_model=workers_per_model, batch_size=batch_size, sampling=sampling, dtype=dtype,
     )  # fmt: skip
@@ -377,14 +384,14 @@ def reversible_transformer(  # noqa: D417  what is said once is not said again
             lambda p, streams: dense(p["dense"], layer_norm(p["norm"], _joined(streams))),
         ),
     }
-    return _classifier(
+    return classifier(
         n, "reversible_transformer_markov", loaded, kinds, ("stem", *["block"] * blocks, "head"),
         partition, alpha, seed, initial, workers_per_model=workers_per_model, batch_size=batch_size, sampling=sampling,
         best_loss=language.entropy_rate, dtype=dtype,
     )  # fmt: skip
 
 
-def _classifier(
+def classifier(
     n: int,
     name: str,
     loaded: sets.DataSet,
@@ -398,7 +405,7 @@ def _classifier(
     workers_per_model: int | None,
     **options: Any,
 ) -> StagedProblem:
-    """The samples dealt out to the models."""
+    """A problem of stages with the samples dealt out to the models; arguments as of the factories here and ``from_stages``."""
     _, models = models_of(n, len(order), workers_per_model)
     check_choice("problem.initial", initial, ("common", "per_worker"))
     return from_stages(

@@ -98,6 +98,11 @@ class Stages:
         """What passes from stage j to stage j + 1 for a mini-batch, ``jax.ShapeDtypeStruct`` trees: J - 1 of them."""
         return self._passes[1:-1]
 
+    @property
+    def scores(self) -> Any:
+        """What the last stage gives for a mini-batch, a ``jax.ShapeDtypeStruct``."""
+        return jax.tree.leaves(self._passes[-1])[0]
+
     @cached_property
     def _passes(self) -> tuple[PyTree, ...]:
         """The inputs, the boundaries, the scores."""
