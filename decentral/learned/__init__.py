@@ -1,0 +1,1 @@
+"""Learned optimizers: small networks that say how each parameter moves, as optax transformations."""
