@@ -10,20 +10,24 @@ from decentral.algorithm.compression import COMPRESSORS, Compressor
 from decentral.algorithm.continuized import Continuized, ContinuizedState
 from decentral.algorithm.d2 import D2, D2State
 from decentral.algorithm.dadao import DADAO, DADAOState
+from decentral.algorithm.dfa import DFA
 from decentral.algorithm.diloco import DiLoCo, DiLoCoState
 from decentral.algorithm.dpsgd import DPSGD, DPSGDState
 from decentral.algorithm.dpu import DPU, DPUState
 from decentral.algorithm.event_triggered import EventTriggered, EventTriggeredState
 from decentral.algorithm.extra import EXTRA, EXTRAState
+from decentral.algorithm.faulty import Faulty
 from decentral.algorithm.gossip import Gossip, GossipState
 from decentral.algorithm.gradient_tracking import GradientTracking, GradientTrackingState
 from decentral.algorithm.local_sgd import LocalSGD, LocalSGDState
+from decentral.algorithm.monitored import Monitored
 from decentral.algorithm.msda import MSDA, MSDAState
 from decentral.algorithm.noloco import NoLoCo, NoLoCoState
 from decentral.algorithm.optimizer import Optimizer
-from decentral.algorithm.petra import PETRA, StageState
+from decentral.algorithm.petra import PETRA
 from decentral.algorithm.sgd import SGD, SGDState
 from decentral.algorithm.sgp import SGP, SGPState
+from decentral.algorithm.stage import StageState
 from decentral.algorithm.wp import WP, WPState
 
 ALGORITHMS = {
@@ -46,9 +50,12 @@ ALGORITHMS = {
     "d2": D2,
     "gradient_tracking": GradientTracking,
     "petra": PETRA,
+    "dfa": DFA,
     "acco": ACCO,
     "dpu": DPU,
     "wp": WP,
+    "monitored": Monitored,
+    "faulty": Faulty,
 }
 """Every shipped algorithm by the name a spec uses; the conformance battery runs on all of them."""
 
@@ -61,6 +68,7 @@ __all__ = [
     "COMPRESSORS",
     "D2",
     "DADAO",
+    "DFA",
     "DPSGD",
     "DPU",
     "EXTRA",
@@ -88,6 +96,7 @@ __all__ = [
     "EXTRAState",
     "EventTriggered",
     "EventTriggeredState",
+    "Faulty",
     "Gossip",
     "GossipState",
     "GradientTracking",
@@ -95,6 +104,7 @@ __all__ = [
     "LocalSGD",
     "LocalSGDState",
     "MSDAState",
+    "Monitored",
     "NoLoCo",
     "NoLoCoState",
     "Optimizer",

@@ -64,6 +64,8 @@ class ACCO(Algorithm):
     A learning-rate schedule advances once per update, that is with every second all-reduce. (The released code gives its
     schedule's length in gradients and advances it in the same way: it is hardly begun when the run ends.)
 
+    There is one copy of the optimizer's accumulators too (sharded over the workers), so there is no choice of keeping them local.
+
     Args:
         optimizer: any optax optimizer; its learning rate must be given.
         released: as the authors' code computes: the optimizer's state after the very first estimate is kept (its steps are

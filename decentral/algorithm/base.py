@@ -4,49 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from decentral.errors import InvalidInput
+from decentral.problem.pytrees import pytree as pytree
+from decentral.problem.pytrees import static as static
 from decentral.protocol.base import Demand, Network
 
-Class = TypeVar("Class", bound=type)
 Own = TypeVar("Own", bound="Algorithm")
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is part of the program, not a number to compute with: a name, a flag, a count."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
-def pytree(cls: Class) -> Class:
-    """A frozen dataclass that JAX sees as a pytree of its fields, :func:`static` ones apart.
-
-    Unlike ``jax.tree_util.register_dataclass`` it does not call ``__init__`` when JAX rebuilds an object, so
-    ``__post_init__`` may check values: it never sees a traced one.
-    """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
-    data = [field.name for field in fields if not field.metadata.get("static")]
-    meta = [field.name for field in fields if field.metadata.get("static")]
-
-    def flatten(instance):
-        children = [(jax.tree_util.GetAttrKey(name), getattr(instance, name)) for name in data]
-        return children, tuple(getattr(instance, name) for name in meta)
-
-    def unflatten(values, children):
-        instance = object.__new__(cls)
-        for name, value in (*zip(meta, values, strict=True), *zip(data, children, strict=True)):
-            object.__setattr__(instance, name, value)
-        return instance
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
-
-
+@pytree
 class Algorithm:
     """Base of all algorithms: the defaults of what a simple one need not say.
 
@@ -54,7 +25,13 @@ class Algorithm:
     ``message``, ``receive`` and ``estimate``; the rest when it differs from the default. All functions are pure, for one
     worker, and traced by JAX. A step size left at ``None`` is filled in by ``resolve``. No shipped algorithm derives from
     another.
+
+    Args:
+        feedback: what takes the place of the exact gradient on problems made of layers: a
+            ``decentral.optical.feedback.Feedback``. None: nothing does.
     """
+
+    feedback: Any = static(default=None, kw_only=True)
 
     @property
     def reads_before_flow(self) -> bool:
@@ -70,9 +47,12 @@ class Algorithm:
         return "global"
 
     @property
-    def oracle(self) -> str:
-        """What its gradients are: ``"gradient"``, of f_i, or ``"dual"``, of its conjugate: argmin_x f_i(x) - <y, x>."""
-        return "gradient"
+    def oracle(self) -> Any:
+        """What its gradients are: ``"gradient"``, of f_i, or ``"dual"``, of its conjugate: argmin_x f_i(x) - <y, x>.
+
+        Or its ``feedback``, which stands for the gradient.
+        """
+        return "gradient" if self.feedback is None else self.feedback
 
     @property
     def gradients_per_message(self) -> int:
@@ -82,6 +62,11 @@ class Algorithm:
     @property
     def events_per_update(self) -> int:
         """Events with a gradient that make one update of the parameters."""
+        return 1
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps of its optimizer that it computes at the end of an all-reduce, where there is one copy of the parameters."""
         return 1
 
     @property
@@ -140,6 +125,21 @@ class Algorithm:
             f"{type(self).__name__} must define backward(stage, state, cotoken, stash, count, samples)"
         )
 
+    def error(self, stage, loss, state, inputs, labels) -> tuple[Any, Any]:
+        """``(error, stash)``: forward pass of a batch at the last stage of a pipeline that has no backward pass."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define error(stage, loss, state, inputs, labels)"
+        )
+
+    def learn(self, stage, state, error, stash, count, samples, projection) -> Any:
+        """The state after the ``count``-th error; at the first stage ``samples`` are its inputs.
+
+        ``projection``: which of the error a stage gets, an ``engine.instructions.Projection``; None at the last stage.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define learn(stage, state, error, stash, count, samples, projection)"
+        )
+
     def message(self, state, local, key) -> tuple[Any, Any]:
         """``(message, state)``: what goes on the wire, and the sender's state after sending it."""
         raise NotImplementedError(f"{type(self).__name__} must define message(state, local, key)")
@@ -159,6 +159,10 @@ class Algorithm:
     def messages_sent(self, state) -> Any:
         """Messages this worker has sent so far, for an algorithm that may stay silent; None: it sent all the trace has."""
         return None
+
+    def metrics(self, state) -> dict[str, Any]:
+        """Numbers of this worker to be recorded by name: the mean over the workers, and the largest as ``NAME_worst``."""
+        return {}
 
     def conserved(self, state) -> Any:
         """What an exchange keeps: the sum of this over its two ends, flowed to its instant, is the same before and after.

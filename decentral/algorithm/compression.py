@@ -16,7 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from decentral.algorithm.base import pytree, static
-from decentral.errors import InvalidInput, suggest
+from decentral.errors import InvalidInput, check_choice, check_flag, check_integer, suggest
+from decentral.hardware import optical_unit
+from decentral.optical.encoders import BitPlanes
+from decentral.optical.projector import REFRESH, Projector, projector
+from decentral.optical.unit import Calibration, NotCalibrated, OpticalUnit
 from decentral.problem.checks import check_number
 
 LEVELS = 127
@@ -80,6 +84,24 @@ class Int8(Encoded):
         return self.values.astype(self.scale.dtype) * self.scale
 
 
+@pytree
+class Sketched(Encoded):
+    """``values`` = H x; both ends have H from ``sketch`` and, where rounds differ, from ``seed`` (uint32)."""
+
+    values: Any
+    seed: Any
+    shape: tuple[int, ...] = static()
+    sketch: Sketch = static()
+
+    def dense(self) -> jax.Array:
+        size = math.prod(self.shape)
+        if self.values.size == size:
+            return self.values.reshape(self.shape)
+        sender = self.sketch.map(size, self.seed)
+        receiver = sender if self.sketch.matched else self.sketch.map(size, self.seed, other=True)
+        return (sender.contraction * receiver.adjoint(self.values)).reshape(self.shape)
+
+
 def _scatter(values, places, shape) -> jax.Array:
     return jnp.zeros(math.prod(shape), values.dtype).at[places].set(values).reshape(shape)
 
@@ -108,7 +130,8 @@ class Compressor:
     def as_dict(self) -> dict[str, Any]:
         """The spec table that makes this compressor."""
         kind = next(kind for kind, cls in COMPRESSORS.items() if type(self) is cls)
-        return {"kind": kind, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {"kind": kind, **{name: value for name, value in fields.items() if value is not None}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +213,129 @@ class StochasticInt8(Compressor):
         return max(0.0, 1 - size / (4 * LEVELS**2))
 
 
+SKETCHES = ("gaussian", "sparse", "hadamard", "count_sketch", "optical")
+"""Projectors that a sketch can be made by: linear, with a transpose and a known contraction."""
+HARDWARE = "LightOn OPU Gen-2"
+"""The optical unit of a sketch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketch(_Fraction):
+    r"""k random projections of each leaf: :math:`C(x) = \alpha H^T H x`, with k numbers, and a seed of 4 bytes, on the wire.
+
+    Both ends make H from the seed. With H fresh every time ``E H^T H = I``, and :math:`\alpha = \delta` is the best factor:
+    k / (k + d + 1) of a Gaussian H, about k / d of "hadamard", 1 / (1 + (d - 1) / k) of "count_sketch". None of them is better
+    than "random_k", which has k / d and takes no arithmetic. What sketches have is linearity: sums of sketches by one H are
+    sketches of sums. A leaf of k numbers or fewer goes as it is.
+
+    A fixed H with k < d is no compressor: only its row space ever moves, and of the distance to consensus a share 1 - k / d
+    stays for ever. Random signs of the inputs in front of a fixed H make it one again, in the mean over matrices, and so do
+    other rows of a large H (a region of a camera).
+
+    On an optical unit the difference is sent in bit planes, 2 ``precision`` of them, two frames each, and H^T takes a
+    calibrated unit: d times its pixels numbers to be stored, the memory that the unit was to save. Its sketches are within the
+    camera's noise and levels; calibration is taken as free of error. Random signs need signed inputs, which bit planes are;
+    binary inputs would take twice the frames.
+
+    Args:
+        fraction: of each leaf's numbers that is sent.
+        projector: one of ``SKETCHES``.
+        refresh: what is drawn anew for every message: "round", all of H; "signs" of the inputs; "region", other rows; "none".
+        seed: of what is not drawn anew; on an optical unit, of the laboratory.
+        rows: that there are for regions; by default 2^31 - 1, and on an optical unit all pixels of its camera.
+        calibrated: whether the optical unit is.
+        precision: bits of a number on the optical unit, beside its sign.
+        matched: whether receivers decode with the sender's matrix. False is what two optical units do, whose matrices differ:
+            to show that it diverges.
+        allow_rank_deficient: let a fixed H with k < d pass, to show that it fails.
+
+    Raises:
+        InvalidInput: a fixed H with k < d that is not allowed, or a refresh that the projector does not have.
+        NotCalibrated: an optical unit that is not.
+    """
+
+    projector: str = "gaussian"
+    refresh: str = "round"
+    seed: int = 0
+    rows: int | None = None
+    calibrated: bool = False
+    precision: int = 6
+    matched: bool = True
+    allow_rank_deficient: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("compressor.projector", self.projector, SKETCHES)
+        check_choice("compressor.refresh", self.refresh, REFRESH)
+        check_integer("compressor.seed", self.seed, 0)
+        check_integer("compressor.precision", self.precision, 1, 16)
+        for name in ("calibrated", "matched", "allow_rank_deficient"):
+            check_flag(f"compressor.{name}", getattr(self, name))
+        if self.rows is not None:
+            check_integer("compressor.rows", self.rows, 1)
+        if self.refresh == "none" and self.fraction < 1 and not self.allow_rank_deficient:
+            raise InvalidInput(
+                "compressor.refresh", self.refresh, "'round', 'signs' or 'region' where fraction < 1",
+                "With a fixed H only its row space ever moves: a share 1 - fraction of the distance to consensus stays for "
+                "ever, and no step size helps. allow_rank_deficient = true shows it.",
+            )  # fmt: skip
+        if self.projector == "optical" and not self.calibrated:
+            raise NotCalibrated(
+                "compressor.calibrated", Calibration.UNKNOWN.value, "a calibrated unit",
+                "Decoding takes the transpose of the unit's matrix, which nobody knows: it has to be measured, and then stored, "
+                "parameters times pixels numbers of it. That is the memory that the unit was to save. calibrated = true says "
+                "that it was done; norms and distances of sketches need no transpose.",
+            )  # fmt: skip
+        self.map(2, 0)  # a refresh that the projector does not have is refused by it
+
+    def kept(self, size: int) -> int:
+        return min(super().kept(size), size)
+
+    def map(self, size: int, seed: Any, *, other: bool = False) -> Projector:
+        """H for a leaf of ``size`` numbers; ``other``: that of somebody else."""
+        kept = self.kept(size)
+        key = jax.random.key(self.seed + other)
+        if self.projector != "optical":
+            rows = {} if self.rows is None else {"rows": self.rows}
+            return projector(self.projector, size, kept, key, refresh=self.refresh, **rows).at(seed)
+        pixels = optical_unit(HARDWARE).max_outputs if self.rows is None else self.rows
+        unit = OpticalUnit(int(other), self.seed, size, max(pixels, kept), hardware=HARDWARE)
+        code = BitPlanes(self.precision)
+        made = projector(
+            "optical",
+            size,
+            kept,
+            key,
+            refresh=self.refresh,
+            unit=unit,
+            encoder=code,
+            mode="anchor",
+            follow=True,
+        )
+        return made.at(seed).calibrated()  # type: ignore[attr-defined]
+
+    def encode(self, leaf: jax.Array, key: jax.Array) -> Sketched:
+        flat = leaf.ravel()
+        draws, noise = jax.random.split(key)
+        seed = None if self.refresh == "none" else jax.random.bits(draws, dtype=jnp.uint32)
+        if self.kept(flat.size) == flat.size:
+            return Sketched(flat, None, leaf.shape, self)
+        values = self.map(flat.size, seed).apply(flat, noise).astype(leaf.dtype)
+        return Sketched(values, seed, leaf.shape, self)
+
+    def delta(self, size: int) -> float:
+        """In the mean over matrices; 0 of a fixed one, and of one that the receiver does not have."""
+        if self.kept(size) == size:
+            return 1.0
+        return 0.0 if self.refresh == "none" or not self.matched else self.map(size, 0).contraction
+
+
 COMPRESSORS: dict[str, Callable[..., Compressor]] = {
     "top_k": TopK,
     "random_k": RandomK,
     "sign": Sign,
     "int8": StochasticInt8,
+    "sketch": Sketch,
 }
 """Every compressor by the name a spec uses."""
 

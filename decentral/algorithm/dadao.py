@@ -103,7 +103,8 @@ class DADAO(Algorithm):
         Raises:
             InvalidInput: a constant is missing, ``mu > L``, or the gradient clocks do not tick once per second.
         """
-        names = [field.name for field in dataclasses.fields(self)][5:]
+        names = [field.name for field in dataclasses.fields(DADAO)]
+        names = names[names.index("nu") :]
         if network is not None and abs(network.gradients_per_s * network.time_unit_s - 1.0) > 1e-9:
             raise InvalidInput(
                 "protocol.gradients_per_s",

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from decentral.algorithm.base import Algorithm, pytree
+from decentral.algorithm.accumulators import Sent, check_accumulators, mixed, sent
+from decentral.algorithm.base import Algorithm, pytree, static
 from decentral.algorithm.optimizer import Optimizer, given_optimizer
 from decentral.protocol.base import Demand, Network
 
@@ -30,6 +31,8 @@ class DPSGD(Algorithm):
 
     Args:
         optimizer: :math:`\gamma` and more: any optax optimizer; its learning rate must be given.
+        accumulators: "local": each worker keeps its optimizer's own; "average": they are sent with the model and averaged
+            alike (see ``decentral.algorithm.accumulators``). Counts of steps stay local.
 
     Differences from the paper: this is adapt-then-combine (a step, then a mean of the results, both of one round). The
     paper takes the mean of the points before their steps, so that both can go on at once.
@@ -40,6 +43,10 @@ class DPSGD(Algorithm):
     """
 
     optimizer: Any = dataclasses.field(default_factory=Optimizer)
+    accumulators: str = static(default="local")
+
+    def __post_init__(self) -> None:
+        check_accumulators(self.accumulators)
 
     def demand(self, network: Network) -> Demand:
         """A weighted mean of all neighbours. Not pairs: an exchange would swap the two models, not average them."""
@@ -55,15 +62,15 @@ class DPSGD(Algorithm):
         return DPSGDState(*self.optimizer.descend(state.x, gradient, state.optimizer))
 
     def message(self, state, local, key):
-        return state.x, state
+        return Sent(state.x, sent(self.accumulators, state.optimizer)), state
 
     def receive(self, state, message, mine, weight) -> DPSGDState:
         # The mean takes the place of the own message in it.
-        x = jax.tree.map(lambda x, mean, ours: x + weight * (mean - ours), state.x, message, mine)
-        return state._replace(x=x)
+        x = jax.tree.map(lambda x, mean, ours: x + weight * (mean - ours), state.x, message.x, mine.x)
+        return DPSGDState(x, mixed(state.optimizer, message.accumulators, weight))
 
     def estimate(self, state):
         return state.x
 
     def conserved(self, state):
-        return state.x
+        return state.x, sent(self.accumulators, state.optimizer)

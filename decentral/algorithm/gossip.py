@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from decentral.algorithm.accumulators import Sent, check_accumulators, mixed, sent
 from decentral.algorithm.base import Algorithm, known, pytree, static
 from decentral.algorithm.compression import as_compressor, compress, decompress
 from decentral.algorithm.optimizer import Optimizer, as_optimizer
-from decentral.problem.checks import check_choice
+from decentral.errors import InvalidInput
+from decentral.problem.checks import check_choice, check_number
 from decentral.protocol.base import Network
 
 RESCALES = ("none", "realised_rate")
@@ -42,6 +44,8 @@ class Gossip(Algorithm):
             but consensus stops at the compressor's error of x itself: take "int8" here, and CHOCO for the others.
         rescale: ``"realised_rate"`` divides gradients by how often the worker takes one, relative to the mean: with unequal
             speeds the workers then minimise sum f_i, not sum r_i f_i.
+        accumulators: "local": each worker keeps its optimizer's own; "average": they are sent with the model and averaged
+            alike (see ``decentral.algorithm.accumulators``). Counts of steps stay local.
 
     Differences: none known from the authors' ``baseline`` (checked by replaying their class).
 
@@ -54,10 +58,19 @@ class Gossip(Algorithm):
     alpha: float = 0.5
     compressor: Any = static(default=None)
     rescale: str = static(default="none")
+    accumulators: str = static(default="local")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compressor", as_compressor(self.compressor))
         check_choice("algorithm.rescale", self.rescale, RESCALES)
+        check_accumulators(self.accumulators)
+        if self.accumulators == "average":
+            check_number("algorithm.alpha", self.alpha, 0.0, 1.0)  # beyond, second moments turn negative
+            if self.compressor is not None:
+                raise InvalidInput(
+                    "algorithm.compressor", self.compressor, "nothing with accumulators = 'average'",
+                    "Decoded second moments could be negative.",
+                )  # fmt: skip
 
     def resolve(self, problem: Any, network: Network | None) -> Gossip:
         """Fill in the learning rate; needs ``problem.L`` and ``network.chi_1``."""
@@ -74,21 +87,21 @@ class Gossip(Algorithm):
         return GossipState(*self.optimizer.descend(state.x, gradient, state.optimizer))
 
     def message(self, state, local, key):
-        return compress(self.compressor, state.x, key), state
+        return Sent(compress(self.compressor, state.x, key), sent(self.accumulators, state.optimizer)), state
 
     def decode(self, message):
         return decompress(message)
 
     def receive(self, state, message, mine, weight) -> GossipState:
         rate = self.alpha * weight
-        x = jax.tree.map(lambda x, theirs, ours: x - rate * (ours - theirs), state.x, message, mine)
-        return state._replace(x=x)
+        x = jax.tree.map(lambda x, theirs, ours: x - rate * (ours - theirs), state.x, message.x, mine.x)
+        return GossipState(x, mixed(state.optimizer, message.accumulators, rate))
 
     def estimate(self, state):
         return state.x
 
     def conserved(self, state):
-        return state.x
+        return state.x, sent(self.accumulators, state.optimizer)
 
 
 def theory_learning_rate(optimizer: Optimizer, problem: Any, chi: float | None) -> Optimizer:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from decentral.cost.optimizers import OptimizerCost
+from decentral.cost.optimizers import learned as learned_cost
 from decentral.errors import InvalidInput, suggest
+from decentral.learned.meta_parameters import SHIPPED, MetaParameters, load_meta_parameters
+from decentral.learned.optimizer import learned
 from decentral.problem.checks import check_choice
+from decentral.problem.parametrization import PARAMETRIZATIONS, check_mup, multipliers_of
 
 DECAYS = ("all", "matrices")
 """What weight decay acts on: every array, or those of two and more axes, which leaves out biases and norms."""
@@ -23,13 +30,12 @@ class _Recipe:
 
     kind: Any
     arguments: dict[str, Any]
+    multipliers: Any = None
+    """Of an optimizer in µP that is bound to a problem: a pytree like the parameters."""
 
     def as_dict(self) -> dict[str, Any]:
         """The spec table that makes it."""
-        plain = {
-            k: v.as_dict() if isinstance(v, _Recipe) else list(v) if isinstance(v, tuple) else v
-            for k, v in self.arguments.items()
-        }
+        plain = {k: _plain(v) for k, v in self.arguments.items()}
         return {"kind": self.kind if isinstance(self.kind, str) else repr(self.kind), **plain}
 
     def __repr__(self) -> str:
@@ -40,6 +46,15 @@ class _Recipe:
         return type(other) is type(self) and (self.kind, self.arguments) == (other.kind, other.arguments)  # type: ignore[attr-defined]
 
     __hash__ = None  # type: ignore[assignment]  # arguments may be arrays
+
+
+def _plain(value: Any) -> Any:
+    """An argument as a spec has it."""
+    if isinstance(value, MetaParameters):
+        return value.name or repr(value)
+    return (
+        value.as_dict() if isinstance(value, _Recipe) else list(value) if isinstance(value, tuple) else value
+    )
 
 
 def constant() -> optax.Schedule:
@@ -144,9 +159,11 @@ class Optimizer(_Recipe):
     transformation that exists already is accepted in place of a name; its numbers are then fixed.
 
     Args:
-        kind: name of a function of optax, or an ``optax.GradientTransformation``.
+        kind: name of a function of optax, or an ``optax.GradientTransformation``; or "learned", for
+            :func:`decentral.learned.optimizer.learned`, whose ``meta_parameters`` are a name, a file or the
+            :class:`MetaParameters`, and whose ``step_multiplier``, 0.001 or in µP 0.01 by default, is what a schedule multiplies.
         **arguments: passed to the function. ``learning_rate=None`` (the default where the function takes one) asks the
-            algorithm for its theory's step size. Three are ours:
+            algorithm for its theory's step size. Four are ours:
 
             - ``weight_decay``: where the function takes none itself, ``weight_decay * x`` is added to the gradient before
               anything else, so with momentum it is inside the buffer (as in PyTorch's SGD). Else it is the function's own.
@@ -154,9 +171,13 @@ class Optimizer(_Recipe):
               default what the function does. Where ``decay`` is a number of the function's own, as for "rmsprop", that
               remains: only these words are ours.
             - ``schedule``: a :class:`Schedule`, or its table: multiplies the learning rate.
+            - ``parametrization``: "mup": every update is multiplied with its tensor's factor, on a problem whose model is in
+              µP (see ``decentral.problem.parametrization``), so that the learning rate transfers between widths; without
+              weight decay, for "sgd" and for optimizers whose updates do not grow with the gradient; by default "standard".
 
     Raises:
-        InvalidInput: no such optax function or argument; values out of range; ``decay`` without weight decay.
+        InvalidInput: no such optax function or argument; values out of range; ``decay`` without weight decay; meta-parameters
+            that cannot be loaded.
 
     Example:
         >>> Optimizer("sgd", learning_rate=0.1, momentum=0.9)
@@ -165,28 +186,36 @@ class Optimizer(_Recipe):
 
     def __init__(self, kind: str | optax.GradientTransformation = "sgd", **arguments: Any) -> None:
         if isinstance(kind, str):
-            function = getattr(optax, kind, None)
-            if kind not in _names() or function is None:
-                raise InvalidInput("optimizer.kind", kind, "an optax optimizer", suggest(kind, _names()))
-            accepted = inspect.signature(function).parameters
+            if kind not in _names():
+                raise InvalidInput(
+                    "optimizer.kind", kind, 'an optax optimizer or "learned"', suggest(kind, _names())
+                )
+            accepted = inspect.signature(_function(kind)).parameters
             for name in arguments:
                 if name not in (*accepted, *OURS):
                     raise InvalidInput(
                         f"optimizer.{name}",
                         arguments[name],
-                        f"arguments of optax.{kind}",
+                        f"arguments of {kind if kind == 'learned' else f'optax.{kind}'}",
                         suggest(name, {*accepted, *OURS}),
                     )
             if "learning_rate" in accepted:
                 arguments = {"learning_rate": None, **arguments}
+            elif kind == "learned":
+                arguments = _learned_arguments(arguments)
             for name, value in arguments.items():
-                if name not in OURS:
+                if name not in (*OURS, "meta_parameters"):
                     _check_argument(name, value, accepted[name].default)
             for name in ("learning_rate", "weight_decay"):
                 if arguments.get(name) is not None:
                     arguments[name] = _number(f"optimizer.{name}", arguments[name])
             if arguments.get("schedule") is not None:
                 arguments["schedule"] = _as_schedule(arguments["schedule"])
+            if "parametrization" in arguments:
+                check_choice("optimizer.parametrization", arguments["parametrization"], PARAMETRIZATIONS)
+            if arguments.get("parametrization") == "mup":
+                own = accepted["weight_decay"].default if "weight_decay" in accepted else None
+                check_mup(kind, arguments.get("weight_decay", own))
             _check_decay(kind, arguments, accepted)
         elif arguments:
             raise InvalidInput(
@@ -198,19 +227,64 @@ class Optimizer(_Recipe):
     def needs_learning_rate(self) -> bool:
         return self.arguments.get("learning_rate", 0.0) is None
 
+    @property
+    def cost(self) -> OptimizerCost | None:
+        """What a step of the learned one takes; None for the others, which a gradient's seconds are taken to hold."""
+        return learned_cost(self.arguments["meta_parameters"].hidden) if self.kind == "learned" else None
+
     def with_learning_rate(self, learning_rate: float) -> Optimizer:
         return Optimizer(self.kind, **{**self.arguments, "learning_rate": learning_rate})
 
+    def with_meta_parameters(self, meta_parameters: Any) -> Optimizer:
+        """A learned optimizer with other :class:`MetaParameters`, whose arrays may be traced.
+
+        Raises:
+            InvalidInput: this one is not learned, or it is given something else.
+        """
+        if self.kind != "learned" or not isinstance(meta_parameters, MetaParameters):
+            got = f"{meta_parameters!r} for {self.kind!r}"
+            raise InvalidInput("optimizer.meta_parameters", got, "MetaParameters for 'learned'")
+        other = jax.tree.map(lambda leaf: leaf, self)  # a copy, bound like this one
+        other.arguments = {**self.arguments, "meta_parameters": meta_parameters}
+        return other
+
+    def bound_to(self, problem: Any) -> Optimizer:
+        """The same with the factors of the problem's tensors, where its parametrization is "mup".
+
+        Raises:
+            InvalidInput: the problem's model is not in µP.
+        """
+        if self.arguments.get("parametrization") != "mup":
+            return self
+        bound = Optimizer(self.kind, **self.arguments)
+        bound.multipliers = multipliers_of(problem, self.kind)
+        return bound
+
     def transformation(self) -> optax.GradientTransformation:
         """The optax transformation; its numbers may be traced."""
+        if self.arguments.get("parametrization") != "mup":
+            return self._transformation()
+        return optax.chain(self._transformation(), optax.stateless(self._scaled))
+
+    def _scaled(self, updates: Any, params: Any = None) -> Any:
+        if self.multipliers is None:
+            raise InvalidInput(
+                "optimizer.parametrization", "mup", "an optimizer that was bound to a problem",
+                "simulate and replay do it; by hand: optimizer.bound_to(problem).",
+            )  # fmt: skip
+        return jax.tree.map(lambda update, factor: factor * update, updates, self.multipliers)
+
+    def _transformation(self) -> optax.GradientTransformation:
         if not isinstance(self.kind, str):
             return self.kind
-        arguments, function = dict(self.arguments), getattr(optax, self.kind)
+        arguments, function = dict(self.arguments), _function(self.kind)
         accepted = inspect.signature(function).parameters
+        arguments.pop("parametrization", None)
         schedule = arguments.pop("schedule", None)
         if schedule is not None:
-            rate = arguments["learning_rate"]
-            arguments["learning_rate"] = lambda count: rate * schedule(count)
+            name = "step_multiplier" if self.kind == "learned" else "learning_rate"
+            rate = arguments[name]
+            arguments[name] = lambda count: rate * schedule(count)
         mask = None
         if isinstance(arguments.get("decay"), str):
             mask = _matrices if arguments.pop("decay") == "matrices" else None
@@ -228,7 +302,38 @@ class Optimizer(_Recipe):
         return optax.apply_updates(params, step), state
 
 
-OURS = ("weight_decay", "decay", "schedule")
+def _function(kind: str) -> Callable[..., optax.GradientTransformation]:
+    return learned if kind == "learned" else getattr(optax, kind)
+
+
+def _learned_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a learned optimizer, its meta-parameters loaded and its numbers checked."""
+    arguments = {"meta_parameters": None, "step_multiplier": None, **given}
+    meta = arguments["meta_parameters"]
+    if isinstance(meta, str | os.PathLike):
+        try:
+            meta = load_meta_parameters(meta)
+        except InvalidInput as error:
+            raise InvalidInput(f"optimizer.{error.name}", error.got, error.allowed, error.advice) from None
+    elif not isinstance(meta, MetaParameters):
+        raise InvalidInput(
+            "optimizer.meta_parameters", meta, "MetaParameters, the path of a file with them, or a name",
+            f"Names: {', '.join(SHIPPED)}.",
+        )  # fmt: skip
+    arguments["meta_parameters"] = meta
+    if arguments["step_multiplier"] is None:  # as released: another one in µP
+        arguments["step_multiplier"] = 0.01 if arguments.get("parametrization") == "mup" else 0.001
+    numbers = (
+        "step_multiplier",
+        "exponent_multiplier",
+        *(name for name in arguments if name.endswith("_epsilon")),
+    )
+    return arguments | {
+        name: _number(f"optimizer.{name}", arguments[name]) for name in numbers if name in arguments
+    }
+
+
+OURS = ("weight_decay", "decay", "schedule", "parametrization")
 
 
 def _check_argument(name: str, value: Any, default: Any) -> None:
@@ -293,8 +398,12 @@ def as_optimizer(value: Any) -> Optimizer:
     )
 
 
-def given_optimizer(value: Any) -> Optimizer:
+def given_optimizer(value: Any, name: str = "optimizer") -> Optimizer:
     """As :func:`as_optimizer`, for algorithms without a step size of theory: the learning rate has to be there.
+
+    Args:
+        value: the optimizer.
+        name: the setting's.
 
     Raises:
         InvalidInput: it is not.
@@ -302,22 +411,24 @@ def given_optimizer(value: Any) -> Optimizer:
     optimizer = as_optimizer(value)
     if optimizer.needs_learning_rate:
         raise InvalidInput(
-            "optimizer.learning_rate", None, "a finite number >= 0",
+            f"{name}.learning_rate", None, "a finite number >= 0",
             "No theory's step size is built in for this algorithm: set one.",
         )  # fmt: skip
     return optimizer
 
 
-def _names() -> list[str]:
-    """Functions of optax that make an optimizer: those that take a learning rate, and search no line with other values."""
+@cache
+def _names() -> tuple[str, ...]:
+    """The learned one, and optax's: functions that take a learning rate, and search no line with other values."""
     functions = ((name, getattr(optax, name)) for name in dir(optax) if not name.startswith("_"))
-    return [
+    found = [
         name
         for name, function in functions
         if inspect.isfunction(function)
         and "learning_rate" in inspect.signature(function).parameters
         and name != "lbfgs"
     ]
+    return ("learned", *found)
 
 
 def _flatten(recipe: _Recipe):
@@ -328,7 +439,19 @@ def _flatten(recipe: _Recipe):
     }
     rest = tuple((k, v) for k, v in recipe.arguments.items() if k not in numbers)
     children = [(jax.tree_util.GetAttrKey(k), v) for k, v in numbers.items()]
+    children.append((jax.tree_util.GetAttrKey("multipliers"), recipe.multipliers))
     return children, (recipe.kind, tuple(numbers), rest)
+
+
+def bound_to(algorithm: Any, problem: Any) -> Any:
+    """The algorithm, its optimizers (and those of algorithms inside it) bound to the problem."""
+
+    def is_optimizer(node: Any) -> bool:
+        return isinstance(node, Optimizer)
+
+    return jax.tree.map(
+        lambda node: node.bound_to(problem) if is_optimizer(node) else node, algorithm, is_leaf=is_optimizer
+    )
 
 
 for _class in (Optimizer, Schedule):
@@ -336,7 +459,8 @@ for _class in (Optimizer, Schedule):
     def _unflatten(aux, children, cls=_class):
         kind, names, rest = aux
         recipe = object.__new__(cls)
-        recipe.kind, recipe.arguments = kind, {**dict(rest), **dict(zip(names, children, strict=True))}
+        *numbers, recipe.multipliers = children
+        recipe.kind, recipe.arguments = kind, {**dict(rest), **dict(zip(names, numbers, strict=True))}
         return recipe
 
     jax.tree_util.register_pytree_with_keys(_class, _flatten, _unflatten)

@@ -39,6 +39,11 @@ class WP(Algorithm):
 
     optimizer: Any = dataclasses.field(default_factory=Optimizer)
 
+    @property
+    def optimizer_steps(self) -> int:
+        """The update, and the one that is expected."""
+        return 2
+
     def demand(self, network: Network) -> Demand:
         """One copy, and gradients that come while the next ones are computed."""
         return Demand(meetings=("batches",))
