@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from decentral.engine.instructions import INSTRUCTIONS, STAGE_INSTRUCTIONS, Actor, Draw, meet, reduce, step
-from decentral.engine.plan import assign_slots, closed_position, group_entries, lasting_banks
+from decentral.engine.plan import Plan, assign_slots, closed_position, group_entries, lasting_banks
 from decentral.engine.trace import REDUCTIONS, Op, Trace
 from decentral.engine.units import Units
 
@@ -36,6 +36,8 @@ class Context(NamedTuple):
         keys: JAX keys ``(total_workers,)``.
         gradient_scale: ``(total_workers,)`` factors of the workers' gradients, or None.
         start: the states the workers started from, where some op resets them, else None.
+        first: int32, the first of the workers of this device, whose ``shards`` and ``start`` it has; None: it has all.
+        feedback_keys: JAX keys ``(total_workers,)`` of the units that project errors, or None: nothing does.
     """
 
     algorithm: Any
@@ -45,6 +47,8 @@ class Context(NamedTuple):
     keys: jax.Array
     gradient_scale: jax.Array | None = None
     start: Any = None
+    feedback_keys: jax.Array | None = None
+    first: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,11 @@ class Program:
         """The operand of one event; ``kind``: of the stage it is, where it is one."""
         algorithm = self.algorithm_of(context, context.replica_of[worker])
         gradient = self.problem.oracle(algorithm.oracle)
+        units = context.feedback_keys
 
         def oracle(params, key, number):
-            slope = gradient(params, context.shards, context.shard_of[worker], key, number)
+            of_worker = (params, context.shards, context.shard_of[worker], key, number)
+            slope = gradient(*of_worker) if units is None else gradient(*of_worker, units[worker])
             if context.gradient_scale is None:
                 return slope
             scale = context.gradient_scale[worker]
@@ -88,7 +94,8 @@ class Program:
         number = worker - context.replica_of[worker] * self.n_workers
         start = None
         if context.start is not None:
-            start = jax.tree.map(lambda leaf: leaf[worker], context.start)
+            here = worker if context.first is None else worker - context.first
+            start = jax.tree.map(lambda leaf: leaf[here], context.start)
         actor = Actor(state, elapsed, count, algorithm, oracle, context.keys[worker], start, number)
         if not kind:
             return actor
@@ -99,7 +106,9 @@ class Program:
             )
 
         stages = self.problem.stages
-        return actor._replace(batch=batch, stage=stages.kinds[kind], loss=stages.loss)
+        layer = None if kind == stages.order[-1] else number % len(stages)
+        unit = None if context.feedback_keys is None else context.feedback_keys[worker]
+        return actor._replace(batch=batch, stage=stages.kinds[kind], loss=stages.loss, layer=layer, unit=unit)
 
     def apply(self, op: Op, context: Context, states: tuple, operands, elapsed, count) -> tuple:
         """One event: the new value of every operand that is written, None for the others."""
@@ -138,7 +147,7 @@ def row_step(program: Program, banks: Banks, row: dict, context: Context) -> Ban
     taken: dict[str, dict[tuple[str, int], Any]] = {}
     gathered: dict[str, Any] = {}
     for bank, elements in banks.items():
-        places, indices = _indices(program, row, bank, "reads")
+        places, indices = indices_of(program, row, bank, "reads")
         if not places:
             continue
         index = jnp.concatenate(indices)
@@ -151,6 +160,29 @@ def row_step(program: Program, banks: Banks, row: dict, context: Context) -> Ban
             place: jax.tree.unflatten(structure, [part[k] for part in parts])
             for k, place in enumerate(places)
         }
+    results = results_of(program, row, taken, context)
+    after = {}
+    for bank, elements in banks.items():
+        places, indices = indices_of(program, row, bank, "writes")
+        if not places:
+            after[bank] = elements
+            continue
+        index = jnp.concatenate(indices)
+        updates = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(results[place] for place in places))
+
+        after[bank] = put(elements, index, updates, gathered.get(bank))
+    return after
+
+
+def results_of(program: Program, row: dict, taken: dict, context: Context) -> dict[tuple[str, int], Any]:
+    """What the events of a row make of their operands: ``(op, number of the operand)`` -> values, None where it writes none.
+
+    Args:
+        program: what to run.
+        row: as for :func:`row_step`.
+        taken: bank -> ``(op, number of the operand)`` -> what was gathered.
+        context: data and hyper-parameters.
+    """
     results: dict[tuple[str, int], Any] = {}
     for op in program.active():
         events = row[op.name]
@@ -164,25 +196,21 @@ def row_step(program: Program, banks: Banks, row: dict, context: Context) -> Ban
 
         outputs = jax.vmap(one)(states, events["operands"], events["elapsed"], events["count"])
         results |= {(op.name, k): output for k, output in enumerate(outputs)}
-    after = {}
-    for bank, elements in banks.items():
-        places, indices = _indices(program, row, bank, "writes")
-        if not places:
-            after[bank] = elements
-            continue
-        index = jnp.concatenate(indices)
-        updates = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(results[place] for place in places))
+    return results
 
-        def put(leaf, value, before, index=index):
-            return leaf.at[index if before is None else _after(index, before)].set(
-                value.astype(leaf.dtype), mode="drop", unique_indices=True
-            )
 
-        leaves = jax.tree.leaves(elements)
-        before = jax.tree.leaves(gathered[bank]) if bank in gathered else [None] * len(leaves)
-        new = [put(*each) for each in zip(leaves, jax.tree.leaves(updates), before, strict=True)]
-        after[bank] = jax.tree.unflatten(jax.tree.structure(elements), new)
-    return after
+def put(elements, index, values, gathered):
+    """The elements of a bank with ``values`` at ``index`` (unique; beyond the end: nowhere); ``gathered`` from it, or None."""
+
+    def one(leaf, value, before):
+        return leaf.at[index if before is None else _after(index, before)].set(
+            value.astype(leaf.dtype), mode="drop", unique_indices=True
+        )
+
+    leaves = jax.tree.leaves(elements)
+    before = [None] * len(leaves) if gathered is None else jax.tree.leaves(gathered)
+    new = [one(*each) for each in zip(leaves, jax.tree.leaves(values), before, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(elements), new)
 
 
 def _after(index, gathered):
@@ -196,9 +224,10 @@ def _after(index, gathered):
     return index + (jnp.isnan(first) & jnp.isinf(first)).astype(index.dtype)
 
 
-def _indices(
+def indices_of(
     program: Program, row: dict, bank: str, access: str
 ) -> tuple[list[tuple[str, int]], list[jax.Array]]:
+    """The operands of a row that index a bank and have this access: ``(op, number of the operand)``, and their indices."""
     places, indices = [], []
     for op in program.active():
         for k, operand in enumerate(op.operands):
@@ -276,18 +305,24 @@ def _meet(op: Op, program: Program, states, group: dict, context: Context):
     receives = jnp.zeros(n * replicas, bool).at[receiver.reshape(-1)].set(True, mode="drop")
     sender, weight = group["sender"] + first, group["weight"]
 
-    def workers(function, *columns):
-        def one(state, worker, elapsed, count, *columns):
-            return function(program.actor(context, state, worker, elapsed, count), *columns)
-
-        return jax.vmap(one)(states, number, elapsed, count, *columns)
-
     def weighted(leaf):
         each = leaf[sender] * weight.astype(leaf.dtype).reshape(*weight.shape, *(1,) * (leaf.ndim - 1))
         if op.name == "average":  # one sum for all
             return jnp.repeat(each.sum(1), n, axis=0)
         flat = each.reshape(-1, *leaf.shape[1:])
         return jax.ops.segment_sum(flat, receiver.reshape(-1), num_segments=n * replicas)
+
+    return meeting(program, states, context, number, elapsed, count, weighted, receives)
+
+
+def meeting(program: Program, states, context: Context, number, elapsed, count, weighted, receives):
+    """The states of workers ``number`` after they met; ``weighted`` makes of one leaf of all messages what each worker gets."""
+
+    def workers(function, *columns):
+        def one(state, worker, elapsed, count, *columns):
+            return function(program.actor(context, state, worker, elapsed, count), *columns)
+
+        return jax.vmap(one)(states, number, elapsed, count, *columns)
 
     return meet(workers, lambda messages: jax.tree.map(weighted, messages), receives)
 
@@ -388,14 +423,19 @@ def executor(program: Program) -> Executor:
 class EagerClock:
     """What the eager executor keeps instead of a plan: when each element was last written, and how often each op ran."""
 
-    def __init__(self, trace: Trace, units: Units = Units(1.0, 1.0, 1.0)) -> None:  # noqa: B008  frozen
+    def __init__(
+        self,
+        trace: Trace,
+        units: Units = Units(1.0, 1.0, 1.0),  # noqa: B008  frozen
+        shards: int = 1,
+    ) -> None:
         self.trace, self.units = trace, units
         self.group_number = np.cumsum(np.array([op.is_group for op in trace.ops], bool)[trace.op]) - 1
         sizes = lasting_banks(trace)
         self.written_s = {bank: np.zeros(size) for bank, size in sizes.items()}
         self.seen = {bank: np.zeros((len(trace.ops), size), np.uint32) for bank, size in sizes.items()}
         self.gradients = np.zeros(trace.total_workers, np.uint32)
-        self.operands, _ = assign_slots(trace)
+        self.operands, _ = assign_slots(trace, shards)
         self.entries = group_entries(trace)
 
     @property
@@ -481,6 +521,18 @@ class EagerClock:
         return {op.name: row}
 
 
+class PlanClock:
+    """An :class:`EagerClock` that reads what a plan has worked out; of traces without group ops."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.operands = plan, plan.operands
+
+    def tick(self, event: int) -> tuple[np.ndarray, np.ndarray]:
+        """``(elapsed, count)`` of an event's operands."""
+        arity = len(self.plan.trace.ops[self.plan.trace.op[event]].operands)
+        return self.plan.elapsed[event, :arity], self.plan.count[event, :arity]
+
+
 def run_events(
     program: Program,
     banks: Banks,
@@ -488,7 +540,7 @@ def run_events(
     first: int,
     last: int,
     context: Context,
-    clock: EagerClock,
+    clock: EagerClock | PlanClock,
     dtype,
 ) -> Banks:
     """Execute events ``first ... last - 1`` one after another, without a plan.
@@ -506,7 +558,10 @@ def run_events(
     compiled = executor(program)
     for event in range(first, last):
         op = trace.ops[trace.op[event]]
+        if op.is_mark:
+            continue
         if op.is_group:
+            assert isinstance(clock, EagerClock)
             single = dataclasses.replace(program, occurs=(op.name,))
             banks = executor(single).run_group(banks, clock.group_row(event, dtype), context)
             continue

@@ -22,6 +22,8 @@ class Draw(IntEnum):
     UPDATE = 2
     MESSAGE = 3
     INITIAL_STATE = 4
+    FEEDBACK = 5
+    JUDGED = 7
 
 
 class Actor(NamedTuple):
@@ -39,6 +41,8 @@ class Actor(NamedTuple):
         batch: ``batch(count) -> (inputs, labels)`` of the model that the worker holds a stage of.
         stage: what a stage of this kind computes.
         loss: ``loss(scores, labels)`` of that model.
+        layer: the stage's number in that model; None of the last.
+        unit: the key of what projects errors for the worker; None where nothing does.
     """
 
     state: Any
@@ -52,6 +56,8 @@ class Actor(NamedTuple):
     batch: Any = None
     stage: Any = None
     loss: Any = None
+    layer: Any = None
+    unit: Any = None
 
     def stream(self, purpose: Draw) -> jax.Array:
         """The key of all the worker's draws for one purpose."""
@@ -217,6 +223,39 @@ def backward(worker: Actor, stage: Actor, cotoken, stash, *slots) -> tuple[Any, 
     return (None, state, None, None, *((down,) * len(slots)))
 
 
+class Projection(NamedTuple):
+    """Which projection of an error a stage gets: arguments of a feedback.
+
+    Attributes:
+        layer: int32, the stage's number in the model.
+        unit_key: JAX key of what projects: the same key, the same matrices.
+        key: the ``stream`` of the worker's gradients, for noise.
+    """
+
+    layer: jax.Array
+    unit_key: jax.Array
+    key: jax.Array
+
+
+def error(worker: Actor, stage: Actor, token, stash: None, slot: None) -> tuple[Any, ...]:
+    """Forward at the last stage, which tells all what went wrong: ``(worker, stage, token, stash, error)``."""
+    labels = worker.batch(stage.count)[1]
+    wrong, kept = stage.algorithm.error(stage.stage, stage.loss, stage.state, token, labels)
+    return None, None, None, kept, wrong
+
+
+def update(worker: Actor, stage: Actor, error, stash) -> tuple[Any, ...]:
+    """A stage learns from the error: ``(worker, stage, error, stash)``."""
+    projection = None
+    if stage.layer is not None:
+        projection = Projection(stage.layer, stage.unit, stage.stream(Draw.GRADIENT))
+    samples = worker.batch(stage.count)[
+        0
+    ]  # the first stage alone looks at them: for others XLA leaves them out
+    state = stage.algorithm.learn(stage.stage, stage.state, error, stash, stage.count, samples, projection)
+    return None, state, None, None
+
+
 def exchange_stages(worker: Actor, first: Actor, second: Actor) -> tuple[None, Any, Any]:
     """Instantaneous gossip of the same stage of two models."""
     return None, *exchange(first, second)
@@ -227,6 +266,9 @@ STAGE_INSTRUCTIONS: dict[str, Callable] = {
     "turn": turn,
     "backward": backward,
     "exchange": exchange_stages,
+    "error": error,
+    "update": update,
+    "release": nothing,
 }
 """The part of a pipeline op's name before the kind of stage -> what it does."""
 
@@ -247,7 +289,7 @@ INSTRUCTIONS: dict[str, Callable] = (
             *(pull, evaluate, push, copy, reset),
         )
     }
-    | dict.fromkeys(("cancel", "drop", "abandon", "submit", "work"), nothing)
+    | dict.fromkeys(("cancel", "drop", "abandon", "submit", "work", "request", "serve"), nothing)
     | {"load": pull}
 )
 """Op -> what it does; ``None`` in the place of an operand that is not written."""
@@ -274,7 +316,8 @@ def reduce(members: Callable, server: Actor, weight: jax.Array, point):
     """The end of an all-reduce that ran beside other work: a step with gradients at a point that was loaded before."""
     algorithm = server.algorithm
     state = algorithm.flow(server.state, server.elapsed)
-    count = jnp.sum(weight > 0)
+    # None in padding, which changes nothing; but a gradient through it must not meet 0 / 0.
+    count = jnp.maximum(jnp.sum(weight > 0), 1)
     return algorithm.reduce(state, _mean(members(point), weight), count, server.draw(Draw.UPDATE))
 
 

@@ -38,7 +38,18 @@ class Metrics:
 
 @lru_cache(maxsize=8)
 def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
-    """The compiled ``record(banks, elapsed, context, targets) -> Metrics`` of a program.
+    """The compiled ``record(banks, elapsed, context, targets) -> Metrics`` of a program; arguments as of :func:`measures`."""
+    measure = measures(program, bank, per_problem, evaluate)
+
+    def record(banks, elapsed, context: Context, targets):
+        metrics = measure(banks, elapsed, context, targets)
+        return Metrics(jnp.stack([m.astype(elapsed.dtype) for m in metrics.values()]), tuple(metrics))
+
+    return jax.jit(record)
+
+
+def measures(program: Program, bank: str, per_problem: bool, evaluate: bool):
+    """The pure ``measure(banks, elapsed, context, targets) -> {name: (replicas,)}`` of a program; it differentiates.
 
     Args:
         program: the run's program.
@@ -55,11 +66,15 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
       gradients were applied in this run: where asynchronous methods go when speeds differ;
     * ``mean_distance_to_optimum``, ``mean_distance_to_weighted_optimum``: ||mean x - x*||^2 to either;
     * ``messages_sent``: for algorithms that may stay silent, messages that were sent;
+    * what ``Algorithm.metrics`` names, mean and (``..._worst``) largest over all workers, stored;
     * ``loss``: f at the mean of the (flowed) workers; ``suboptimality``: that minus f(x*);
     * ``loss_workers``, ``loss_worst``: mean and largest f over the recorded workers;
     * for every name the problem evaluates, e.g. ``accuracy``: ``train_accuracy`` and ``test_accuracy`` of the mean of the
       workers, ``..._workers`` (mean) and ``..._worst`` (smallest; a loss: largest) over the recorded workers. Of deep
       models (``is_deep``) with held-out samples the recorded workers have only the ``test_`` ones;
+    * ``alignment_0``, ...: of algorithms with a random feedback, for each layer but the last, the cosine of the slopes that it
+      makes and the exact gradient, at the mean of the workers, on the first samples of every shard, ``AT_ONCE`` of them
+      together (the same at every record). Of private units: the mean over those of the recorded workers;
     * ``finite``: 1.0 while every number of the state is finite.
     """
     problem = program.problem
@@ -118,17 +133,36 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
             metrics["suboptimality"] = metrics["loss"] - optimal_value
         return metrics
 
-    def record(banks, elapsed, context: Context, targets):
+    def aligned(means, shards, context: Context, targets):
+        feedback = context.algorithm.feedback
+        if context.feedback_keys is None or not feedback.is_random:
+            return {}
+        units = context.feedback_keys.reshape(len(targets.recorded), -1)
+
+        def of_replica(mean, shards, units, recorded):
+            chosen = units[recorded] if feedback.units == "private" else units[:1]
+            x, labels = _first_samples(shards["samples"])
+            of_unit = lambda unit: feedback.alignment(problem.stages, mean, x, labels, unit)  # noqa: E731
+            return jax.lax.map(of_unit, chosen).mean(0)
+
+        cosines = jax.vmap(of_replica, (0, 0 if per_problem else None, 0, 0))(
+            means, shards, units, targets.recorded
+        )
+        return {f"alignment_{layer}": values for layer, values in enumerate(cosines.T)}
+
+    def measure(banks, elapsed, context: Context, targets) -> dict[str, jax.Array]:
         states = held(banks, bank, elapsed.shape[0])
         replicas = context.replica_of.shape[0] // program.n_workers
         models = elapsed.shape[0] // replicas
 
         def estimates(state, elapsed, replica):
             algorithm = program.algorithm_of(context, replica)
-            sent = algorithm.messages_sent(state)
-            return algorithm.estimate(state), algorithm.estimate(algorithm.flow(state, elapsed)), sent
+            told = algorithm.messages_sent(state), algorithm.metrics(state)
+            return algorithm.estimate(state), algorithm.estimate(algorithm.flow(state, elapsed)), *told
 
-        stored, flowed, sent = jax.vmap(estimates)(states, elapsed, jnp.repeat(jnp.arange(replicas), models))
+        stored, flowed, sent, own = jax.vmap(estimates)(
+            states, elapsed, jnp.repeat(jnp.arange(replicas), models)
+        )
         by_replica = lambda leaf: leaf.reshape(replicas, -1, *leaf.shape[1:])  # noqa: E731
         stored, flowed = jax.tree.map(by_replica, stored), jax.tree.map(by_replica, flowed)
         shards = jax.tree.map(by_replica, context.shards) if per_problem else context.shards
@@ -138,8 +172,13 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
         metrics: dict[str, Any] = jax.vmap(of_replica, axes)(
             stored, flowed, *arguments, targets.weighted_optimum
         )
+        if evaluate and bank != "stage":
+            metrics |= aligned(jax.tree.map(lambda leaf: leaf.mean(1), flowed), shards, context, targets)
         if sent is not None:
             metrics["messages_sent"] = by_replica(sent).sum(1)
+        for name, values in own.items():
+            of_workers = by_replica(values).astype(elapsed.dtype)
+            metrics |= {name: of_workers.mean(1), f"{name}_worst": of_workers.max(1)}
         finite = jnp.stack(
             [
                 jnp.isfinite(by_replica(leaf)).reshape(replicas, -1).all(1)
@@ -148,9 +187,17 @@ def recorder(program: Program, bank: str, per_problem: bool, evaluate: bool):
             ]
         )
         metrics["finite"] = finite.all(0)
-        return Metrics(jnp.stack([m.astype(elapsed.dtype) for m in metrics.values()]), tuple(metrics))
+        return metrics
 
-    return jax.jit(record)
+    return measure
+
+
+def _first_samples(samples):
+    """``(x, labels)``: the first of every shard, as many of each."""
+    rows = min(leaf.shape[0] for leaf in jax.tree.leaves(samples))
+    few = jax.tree.map(lambda leaf: leaf[:, : -(-AT_ONCE // rows)], samples)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), few)
+    return flat["features"], flat["target"]
 
 
 def held(banks, holder: str, count: int):
