@@ -11,7 +11,7 @@ from decentral.analysis.plots import STYLE
 from decentral.cost.search import Candidate, pareto
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decentral.analysis.shown import ShownFigure
 
 COLOURS = {
     "peak": "#3f90da",
@@ -40,19 +40,23 @@ COLOURS = {
 """Part of a step -> colour: blues compute, ambers inside a worker, red between workers, greys waiting."""
 
 
-def breakdown_figure(title: str, parts: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]) -> Figure:
+def breakdown_figure(
+    title: str, parts: Mapping[str, Mapping[str, Any]], words: Mapping[str, str] | None = None
+) -> ShownFigure:
     """One bar for each algorithm: the seconds of its step, stacked by where they go.
 
     Args:
         title: of the figure.
         parts: algorithm -> part -> seconds.
-        words: part -> what the legend calls it, in the order of the stack.
+        words: part -> what the legend calls it, in the order of the stack; by default all by their own names.
     """
     import matplotlib
-    from matplotlib.figure import Figure
 
+    from decentral.analysis.shown import ShownFigure
+
+    words = {part: part for part in COLOURS} if words is None else words
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 1.6 + 0.55 * len(parts)), layout="constrained")
+        figure = ShownFigure(figsize=(9.0, 1.6 + 0.55 * len(parts)), layout="constrained")
         axes = figure.add_subplot()
         totals = {name: sum(float(np.asarray(s)) for s in of.values()) for name, of in parts.items()}
         scale, unit = (1e3, "ms") if max(totals.values()) < 1 else (1.0, "s")
@@ -80,17 +84,18 @@ def breakdown_figure(title: str, parts: Mapping[str, Mapping[str, Any]], words: 
     return figure
 
 
-def pareto_figure(title: str, found: Sequence[Candidate]) -> Figure:
+def pareto_figure(title: str, found: Sequence[Candidate]) -> ShownFigure:
     """All candidates of a search; those that nothing beats are ringed.
 
     Throughput against memory; where several numbers of devices were tried against cost, coloured by memory.
     """
     import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
+    from decentral.analysis.shown import ShownFigure
+
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 4.6), layout="constrained")
+        figure = ShownFigure(figsize=(7.4, 4.6), layout="constrained")
         axes = figure.add_subplot()
         axes.set(title=title, ylabel="tokens/s")
         if not found:

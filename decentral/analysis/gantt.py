@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from decentral.analysis.pipeline import BACKWARD, FORWARD, changes_of
 from decentral.analysis.plots import _BLUE, _OTHERS, _PURPLE, _RED, STYLE, save_figure
 from decentral.analysis.timeline import (
     SERVER,
     Activity,
     Intervals,
     Outcome,
+    Served,
     Traffic,
     Utilisation,
     activity,
     bytes_per_link,
+    served,
     staleness,
     utilisation,
 )
@@ -30,9 +33,93 @@ from decentral.errors import InvalidInput
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from decentral.analysis.shown import ShownFigure
+
 _COMPUTE, _COMMUNICATION, _LOST, _IDLE, _GREY = _BLUE, _OTHERS[1], _RED, "#dcdcdc", "#6b6b6b"
 _GRADIENTS_OF_SLOWEST, _GRADIENTS_OF_FASTEST = 12, 24
+FRAMES = "#3f7f3f"
+_MOST_UNITS = 8
 _MOST_WORKERS, _MOST_LINES, _MOST_BARS, _MOST_CELLS = 32, 200, 32, 64
+
+
+def gantt_figure(
+    trace: Trace,
+    *,
+    until_s: float | None = None,
+    workers: Sequence[int] | None = None,
+    title: str = "",
+    message_bytes: float | None = None,
+    model_bytes: float | None = None,
+) -> ShownFigure:
+    """The first seconds of a run, and a summary of the whole of it.
+
+    Above: bars for what workers computed and communicated at the beginning, and beside them how they spent the whole run; under
+    them up to 8 optical units, if there are any.
+    Below, of the whole run: staleness of the gradients, and what was sent over each link.
+
+    Args:
+        trace: of several replicas the first one is drawn.
+        until_s: end of the bars; by default 12 gradients of the slowest worker, or 24 of the fastest if that is earlier.
+        workers: whose bars; by default all up to 32, else 32 evenly between the slowest and the fastest.
+        title: of the figure.
+        message_bytes: bytes of a message; without it links are counted in messages.
+        model_bytes: bytes of what goes to and from a server and through a ``step``; as a message by default.
+
+    Returns:
+        A figure that a notebook shows and pyplot does not know; :func:`save_figure` writes it.
+
+    Raises:
+        InvalidInput: a worker that is not there, or a time that is not positive.
+    """
+    import matplotlib
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from decentral.analysis.shown import ShownFigure
+
+    notes = []
+    if len(trace.replicas) > 1:
+        notes.append(f"Seed {trace.replicas[0].seed}, the first of {len(trace.replicas)}.")
+    trace = trace.replica(0)
+    done, gradients = activity(trace), trace.gradients_of_workers
+    if until_s is None:
+        until_s = window_s(done, gradients)
+    elif not 0 < until_s < np.inf:
+        raise InvalidInput("until_s", until_s, "seconds > 0")
+    until_s = min(until_s, trace.horizon_s) or 1.0
+    drawn, note = chosen_workers(workers, gradients)
+    notes.append(note)
+    frames = served(trace)
+    units = min(_MOST_UNITS, int(frames.worker.max(initial=-1)) + 1)
+    rows = len(drawn) + units
+    height = min(0.32, 6.4 / rows) * rows
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.09, wspace=0.02, hspace=0.03)
+    with matplotlib.rc_context(STYLE):
+        figure = ShownFigure(figsize=(10.5, 4.6 + height), layout=layout)
+        grid = figure.add_gridspec(2, 8, height_ratios=(0.5 + height, 2.6))
+        bars = figure.add_subplot(grid[0, :6])
+        shares = figure.add_subplot(grid[0, 6:], sharey=bars)
+        lanes = lanes_of(trace, done)
+        _bars(bars, done.n_workers, lanes, drawn, until_s, done.horizon_s)
+        notes.append(_messages(bars, trace, done, drawn, until_s))
+        ends_only = any(
+            op.instruction in ("gradient", "evaluate", *REDUCTIONS, *BACKWARD) for op in trace.ops
+        )
+        if ends_only and trace.duration_s is not None:
+            notes.append("A computation that a crash or the end of the run interrupts is not in the trace.")
+        _shares(shares, utilisation(trace), drawn)
+        _unit_rows(bars, shares, frames, units, drawn.size, trace.horizon_s)
+        _staleness_panel(figure.add_subplot(grid[1, :4]), staleness(trace).updates, changes_of(trace))
+        traffic = bytes_per_link(trace, message_bytes or 1, model_bytes)
+        _links(figure.add_subplot(grid[1, 4:]), traffic, trace.n_workers, message_bytes is not None)
+        figure.legend(
+            handles=_legend(lanes, units > 0), loc="outside upper left", ncols=6,
+            title=title or None, title_fontproperties={"size": 11, "weight": "bold"}, alignment="left",
+        )  # fmt: skip
+        figure.supxlabel(
+            textwrap.fill(" ".join(filter(None, notes)), width=185),
+            x=0.01, ha="left", fontsize=7.5, color=_GREY, linespacing=1.4,
+        )  # fmt: skip
+    return figure
 
 
 def plot_gantt(
@@ -45,75 +132,32 @@ def plot_gantt(
     message_bytes: float | None = None,
     model_bytes: float | None = None,
 ) -> Path:
-    """Draw the first seconds of a run and sum up the whole of it.
-
-    Above: bars for what workers computed and communicated at the beginning, and beside them how they spent the whole run.
-    Below, of the whole run: staleness of the gradients, and what was sent over each link.
+    """Write :func:`gantt_figure` to a file; errors and the other arguments are its own.
 
     Args:
         trace: of several replicas the first one is drawn.
         path: a PNG, PDF or SVG file; one that exists is replaced. The same trace gives the same bytes.
-        until_s: end of the bars; by default 12 gradients of the slowest worker, or 24 of the fastest if that is earlier.
-        workers: whose bars; by default all up to 32, else 32 evenly between the slowest and the fastest.
+        until_s: end of the bars.
+        workers: whose bars.
         title: of the figure.
-        message_bytes: bytes of a message; without it links are counted in messages.
-        model_bytes: bytes of what goes to and from a server and through a ``step``; as a message by default.
+        message_bytes: bytes of a message.
+        model_bytes: bytes of a model.
 
     Returns:
         The path of the file.
-
-    Raises:
-        InvalidInput: a worker that is not there, or a time that is not positive.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    notes = []
-    if len(trace.replicas) > 1:
-        notes.append(f"Seed {trace.replicas[0].seed}, the first of {len(trace.replicas)}.")
-    trace = trace.replica(0)
-    done, gradients = activity(trace), trace.gradients_of_workers
-    if until_s is None:
-        until_s = _window_s(done, gradients)
-    elif not 0 < until_s < np.inf:
-        raise InvalidInput("until_s", until_s, "seconds > 0")
-    until_s = min(until_s, trace.horizon_s) or 1.0
-    drawn, note = _chosen(workers, gradients)
-    notes.append(note)
-    rows = len(drawn)
-    height = min(0.32, 6.4 / rows) * rows
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.09, wspace=0.02, hspace=0.03)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 4.6 + height), layout=layout)
-        grid = figure.add_gridspec(2, 8, height_ratios=(0.5 + height, 2.6))
-        bars = figure.add_subplot(grid[0, :6])
-        shares = figure.add_subplot(grid[0, 6:], sharey=bars)
-        lanes = _lanes(trace, done)
-        _bars(bars, done.n_workers, lanes, drawn, until_s, done.horizon_s)
-        notes.append(_messages(bars, trace, done, drawn, until_s))
-        ends_only = any(
-            op.instruction in ("gradient", "evaluate", *REDUCTIONS, "turn", "backward") for op in trace.ops
-        )
-        if ends_only and trace.duration_s is not None:
-            notes.append("A computation that a crash or the end of the run interrupts is not in the trace.")
-        _shares(shares, utilisation(trace), drawn)
-        changes = "backward passes" if trace.banks else "updates"
-        _staleness_panel(figure.add_subplot(grid[1, :4]), staleness(trace).updates, changes)
-        traffic = bytes_per_link(trace, message_bytes or 1, model_bytes)
-        _links(figure.add_subplot(grid[1, 4:]), traffic, trace.n_workers, message_bytes is not None)
-        figure.legend(
-            handles=_legend(lanes), loc="outside upper left", ncols=6,
-            title=title or None, title_fontproperties={"size": 11, "weight": "bold"}, alignment="left",
-        )  # fmt: skip
-        figure.supxlabel(
-            textwrap.fill(" ".join(filter(None, notes)), width=185),
-            x=0.01, ha="left", fontsize=7.5, color=_GREY, linespacing=1.4,
-        )  # fmt: skip
+    figure = gantt_figure(
+        trace,
+        until_s=until_s,
+        workers=workers,
+        title=title,
+        message_bytes=message_bytes,
+        model_bytes=model_bytes,
+    )
     return save_figure(figure, path)
 
 
-def _window_s(done: Activity, gradients: np.ndarray) -> float:
+def window_s(done: Activity, gradients: np.ndarray) -> float:
     """When the slowest worker that computes at all has done 12 gradients, or the fastest 24."""
     ends = [done.horizon_s]
     order = np.argsort(np.where(gradients > 0, gradients, np.iinfo(np.int64).max), kind="stable")
@@ -123,7 +167,9 @@ def _window_s(done: Activity, gradients: np.ndarray) -> float:
     return 1.02 * min(ends)
 
 
-def _chosen(workers: Sequence[int] | None, gradients: np.ndarray) -> tuple[np.ndarray, str]:
+def chosen_workers(
+    workers: Sequence[int] | None, gradients: np.ndarray, most: int = _MOST_WORKERS
+) -> tuple[np.ndarray, str]:
     """Whose bars are drawn, and what the caption says about it."""
     n = gradients.size
     if workers is not None:
@@ -131,17 +177,17 @@ def _chosen(workers: Sequence[int] | None, gradients: np.ndarray) -> tuple[np.nd
         if wrong or not len(workers):
             raise InvalidInput("workers", wrong or list(workers), f"at least one worker from 0 to {n - 1}")
         return np.array(workers), ""
-    if n <= _MOST_WORKERS:
+    if n <= most:
         return np.arange(n), ""
     order = np.argsort(gradients, kind="stable")
-    drawn = order[np.linspace(0, n - 1, _MOST_WORKERS).round().astype(int)]
+    drawn = order[np.linspace(0, n - 1, most).round().astype(int)]
     return drawn, (
-        f"Bars of {_MOST_WORKERS} of {n} workers, from the one with the fewest gradients (top) to the one with the "
+        f"Bars of {most} of {n} workers, from the one with the fewest gradients (top) to the one with the "
         "most, evenly between."
     )
 
 
-class _Lane(NamedTuple):
+class Lane(NamedTuple):
     """What one of the two bars of a worker shows: where it is, relative to the worker's row, and what it is called."""
 
     part: Intervals
@@ -151,28 +197,29 @@ class _Lane(NamedTuple):
     label: str
 
 
-def _lanes(trace: Trace, done: Activity) -> list[_Lane]:
-    """Compute above, communication below; in a pipeline forward above and backward below."""
-    if not any(op.instruction == "turn" for op in trace.ops):
+def lanes_of(trace: Trace, done: Activity) -> list[Lane]:
+    """Compute above, communication below; in a pipeline forward above and backward (or updates) below."""
+    if not any(op.instruction in ("turn", "error") for op in trace.ops):
         words = "communicates (right: and does not compute)"
         return [
-            _Lane(done.compute, _COMPUTE, -0.4, 0.5, "computes"),
-            _Lane(done.communication, _COMMUNICATION, 0.13, 0.27, words),
+            Lane(done.compute, _COMPUTE, -0.4, 0.5, "computes"),
+            Lane(done.communication, _COMMUNICATION, 0.13, 0.27, words),
         ]
-    up = np.array([op.instruction == "forward" for op in trace.ops])[trace.op[done.compute.event]]
+    up = np.array([op.instruction in FORWARD for op in trace.ops])[trace.op[done.compute.event]]
     forward, backward = (
         Intervals(*(getattr(done.compute, field.name)[rows] for field in dataclasses.fields(Intervals)))
         for rows in (up, ~up)
     )
-    words = "backward (the last stage: with forward)"
+    turns = any(op.instruction == "turn" for op in trace.ops)
+    words = "backward (the last stage: with forward)" if turns else "update, from the broadcast error"
     return [
-        _Lane(forward, _COMPUTE, -0.4, 0.38, "forward"),
-        _Lane(backward, _PURPLE, 0.02, 0.38, words),
+        Lane(forward, _COMPUTE, -0.4, 0.38, "forward"),
+        Lane(backward, _PURPLE, 0.02, 0.38, words),
     ]
 
 
 def _bars(
-    axes: Axes, n: int, lanes: Sequence[_Lane], drawn: np.ndarray, until_s: float, horizon_s: float
+    axes: Axes, n: int, lanes: Sequence[Lane], drawn: np.ndarray, until_s: float, horizon_s: float
 ) -> None:
     """A row per worker with its two bars; what takes no time is a tick."""
     row_of = np.full(n, -1)
@@ -256,6 +303,27 @@ def _shares(axes: Axes, busy: Utilisation, drawn: np.ndarray) -> None:
     axes.set_xlabel(mean)
     axes.tick_params(axis="y", labelleft=False, length=0)
     axes.grid(visible=False)
+
+
+def _unit_rows(bars: Axes, shares: Axes, frames: Served, units: int, first: int, horizon_s: float) -> None:
+    """A row for each optical unit under the workers': when it took frames, and its share of the whole run."""
+    if not units:
+        return
+    until_s = bars.get_xlim()[1]
+    width = np.minimum(frames.end_s, horizon_s) - frames.start_s
+    mine = (frames.worker < units) & (frames.start_s <= until_s)
+    row = first + frames.worker[mine]
+    edges = np.where(width[mine] > until_s / 200, 0.5, 0.0)
+    bars.bar(
+        frames.start_s[mine], 0.6, width[mine], row - 0.3, align="edge", color=FRAMES, linewidth=edges, edgecolor="white",
+    )  # fmt: skip
+    busy_s = np.bincount(frames.worker, np.where(np.isfinite(width), width, 0.0), units)[:units]
+    if shares.axison:
+        shares.barh(first + np.arange(units), busy_s / (horizon_s or 1.0), 0.72, color=FRAMES)
+    bars.axhline(first - 0.5, color=_GREY, linewidth=0.5)
+    labels = [label.get_text() for label in bars.get_yticklabels()]
+    bars.set_yticks(np.arange(first + units), labels + [f"unit {k}" for k in range(units)])
+    bars.set_ylim(first + units - 0.4, -0.6)
 
 
 def _staleness_panel(axes: Axes, updates: np.ndarray, changes: str) -> None:
@@ -358,10 +426,10 @@ def _say(axes: Axes, words: str) -> None:
     axes.set_axis_off()
 
 
-def _legend(lanes: Sequence[_Lane]) -> list:
+def _legend(lanes: Sequence[Lane], units: bool) -> list:
     from matplotlib.patches import Patch
 
     lost = any((lane.part.outcome == Outcome.LOST).any() for lane in lanes)
-    named = [(lane.colour, lane.label) for lane in lanes]
+    named = [(lane.colour, lane.label) for lane in lanes] + [(FRAMES, "optical unit takes frames")] * units
     named += [(_LOST, "lost")] * bool(lost) + [(_IDLE, "neither")]
     return [Patch(color=colour, label=label) for colour, label in named]

@@ -1,4 +1,4 @@
-"""What a trace says of a pipeline: delays, batches in flight, idle time, rates, memory.
+"""What a trace says of a pipeline: delays, batches in flight, idle time, rates, memory, when steps end.
 
 Everything measured has the shape (pipelines, stages): worker d J + j holds stage j (from 0) of pipeline d.
 """
@@ -15,6 +15,11 @@ from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput, check_integer
 
+FORWARD = ("forward", "error")
+"""Ops that stand at their beginning, where they read the parameters."""
+BACKWARD = ("turn", "backward", "update")
+"""Ops that stand at their end, where they change the parameters."""
+
 # -- read off a trace ----------------------------------------------------------------------------------------------------
 
 
@@ -27,9 +32,9 @@ def shape_of(trace: Trace) -> tuple[int, int]:
     if len(trace.replicas) != 1:
         advice = "Take trace.replica(index)."
         raise InvalidInput("trace", f"{len(trace.replicas)} replicas", "one replica", advice)
-    last = next((op for op in trace.ops if op.instruction == "turn"), None)
+    last = next((op for op in trace.ops if op.kind and op.gradients), None)
     if last is None:
-        raise InvalidInput("trace", "no turn", "a pipeline's trace")
+        raise InvalidInput("trace", "no turn and no error of a last stage", "a pipeline's trace")
     pipelines = dict(trace.banks)[last.operands[1].bank]
     return pipelines, trace.n_workers // pipelines
 
@@ -62,7 +67,8 @@ def lives(trace: Trace, room: str) -> tuple[np.ndarray, np.ndarray]:
 def passes(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every batch at every stage: ``(worker, forward, backward)``, in order of the worker and the forward pass.
 
-    ``forward`` and ``backward`` are events, ``backward`` -1 where the batch is not back; a turn is both.
+    ``forward`` and ``backward`` are events, ``backward`` -1 where the batch is not back; a turn is both. An ``error`` is a
+    forward pass, an ``update`` counts as a backward one.
     """
     opened, closed = lives(trace, "stash")
     turns = _events(trace, "turn")
@@ -98,10 +104,25 @@ class Delays:
         return (sums / max(1, count - count // 2)).reshape(self.shape)
 
 
+def batch_ends_s(trace: Trace) -> np.ndarray:
+    """Float64 ``(pipelines, batches)``: when the last stage to update for a batch has done so; only batches that all have done.
+
+    The makespan of m batches is the largest of the first m. With several pipelines, as many as each has.
+    """
+    shape = shape_of(trace)
+    worker, _, backward = passes(trace)
+    worker, backward = worker[backward >= 0], backward[backward >= 0]
+    count = int(np.bincount(worker, minlength=math.prod(shape)).min())
+    batch = np.arange(worker.size) - np.searchsorted(worker, worker)
+    ends_s = trace.time_s[backward[batch < count]]  # by worker, then batch: updates are in order
+    return ends_s.reshape(*shape, count).max(axis=1)
+
+
 def delays(trace: Trace, k: int = 1) -> Delays:
     """Updates of a stage between a batch's two passes, where every ``k``-th backward pass is an update.
 
-    In lock-step, with a window of 2 J - 1: 2 (J - j) / k at stage j of J, counted from 1.
+    In lock-step, with a window of 2 J - 1: 2 (J - j) / k at stage j of J, counted from 1. Without backward passes (``dfa``),
+    with two streams and equal passes: (J - j + 1) / k.
 
     Raises:
         InvalidInput: no trace of a pipeline; ``k`` is no positive integer.
@@ -129,6 +150,13 @@ def durations_s(trace: Trace) -> np.ndarray:
     return np.zeros(len(trace)) if trace.duration_s is None else trace.duration_s
 
 
+def changes_of(trace: Trace) -> str:
+    """What changes the parameters of whoever holds them, in words."""
+    if any(op.instruction == "update" for op in trace.ops):
+        return "update passes"
+    return "backward passes" if trace.banks else "updates"
+
+
 @dataclass(frozen=True, eq=False)
 class InFlight:
     """The most there was at one time, int64 ``(pipelines, stages)`` each.
@@ -137,11 +165,13 @@ class InFlight:
         batches: that a stage had begun and not got back: what it has to remember, if it has to remember.
         tokens: activations it had sent (or was still computing) that the next stage had not taken.
         cotokens: gradients it had sent that the stage before had not gone backward with.
+        errors: of batches that the last stage had gone forward with and it had not updated for, if it sends them to all.
     """
 
     batches: np.ndarray
     tokens: np.ndarray
     cotokens: np.ndarray
+    errors: np.ndarray
 
 
 def in_flight(trace: Trace) -> InFlight:
@@ -149,11 +179,19 @@ def in_flight(trace: Trace) -> InFlight:
     shape = shape_of(trace)
     worker, forward, backward = passes(trace)
     stash = worker, forward, backward
+    first = np.searchsorted(worker, worker)
+    last = np.searchsorted(worker, worker - worker % shape[1] + shape[1] - 1) + np.arange(worker.size) - first
+    made = np.zeros(worker.size, bool)
+    if any(op.instruction == "error" for op in trace.ops):
+        made = last < np.searchsorted(worker, worker - worker % shape[1] + shape[1])
+    waits = worker[made], forward[last[made]], backward[made]
     sent = [
         (trace.operands[opened, 0], opened, closed)
         for opened, closed in (lives(trace, "token"), lives(trace, "cotoken"))
     ]
-    return InFlight(*(_most(*part, len(trace), math.prod(shape)).reshape(shape) for part in (stash, *sent)))
+    return InFlight(
+        *(_most(*part, len(trace), math.prod(shape)).reshape(shape) for part in (stash, *sent, waits))
+    )
 
 
 def _most(worker: np.ndarray, opened: np.ndarray, closed: np.ndarray, events: int, n: int) -> np.ndarray:
@@ -172,12 +210,12 @@ def _most(worker: np.ndarray, opened: np.ndarray, closed: np.ndarray, events: in
 def busy(trace: Trace, since_s: float = 0.0) -> np.ndarray:
     """Float64 ``(pipelines, stages, 2)``: share of the time from ``since_s`` to the end in forward and in backward passes.
 
-    A turn counts as backward. A backward pass that the end interrupts is not in the trace. Where a stage has one stream,
-    it is idle for 1 minus the sum.
+    A turn counts as backward, as does an update of ``dfa``. A backward pass that the end interrupts is not in the trace.
+    Where a stage has one stream, it is idle for 1 minus the sum.
     """
     shape = shape_of(trace)
     shares = np.empty((*shape, 2))
-    for place, instructions in enumerate((("forward",), ("turn", "backward"))):
+    for place, instructions in enumerate((FORWARD, BACKWARD)):
         rows = _events(trace, *instructions)
         end = trace.time_s[rows] + (durations_s(trace)[rows] if place == 0 else 0.0)
         start = end - durations_s(trace)[rows]
@@ -195,7 +233,7 @@ def batches_per_s(trace: Trace) -> float:
         InvalidInput: a pipeline with fewer than four batches.
     """
     shape_of(trace)
-    rows, rate = _events(trace, "turn"), 0.0
+    rows, rate = np.flatnonzero(trace.gradients_of_events), 0.0
     for worker in np.unique(trace.operands[rows, 0]):
         time_s = trace.time_s[rows[trace.operands[rows, 0] == worker]]
         if len(time_s) < 4:
@@ -232,15 +270,17 @@ def pipeline_table(trace: Trace, k: int | None = None, samples_per_batch: int | 
             "batches in flight": int(flying.batches[:, j].max()),
             "tokens open": int(flying.tokens[:, j].max()),
             "forward": f"{100 * share[:, j, 0].mean():.1f} %",
-            "backward": f"{100 * share[:, j, 1].mean():.1f} %",
+            "update"
+            if changes_of(trace) == "update passes"
+            else "backward": f"{100 * share[:, j, 1].mean():.1f} %",
         }
         for j in range(shape[1])
     }
-    turns = len(_events(trace, "turn"))
-    backwards = len(_events(trace, "turn", "backward"))
+    turns = int(trace.gradients_of_events.sum())
+    backwards = len(_events(trace, *BACKWARD))
     samples = "" if samples_per_batch is None else f"{turns * samples_per_batch} samples, "
     changes = (
-        f"{backwards / trace.n_workers / (k or 1):.4g} {'updates' if k else 'backward passes'} per stage"
+        f"{backwards / trace.n_workers / (k or 1):.4g} {'updates' if k else changes_of(trace)} per stage"
     )
     pipelines = "1 pipeline" if shape[0] == 1 else f"{shape[0]} pipelines"
     lines = comparison_table(rows).replace("algorithm", "stage    ", 1)
@@ -249,7 +289,7 @@ def pipeline_table(trace: Trace, k: int | None = None, samples_per_batch: int | 
 
 def stage_bytes(
     flying: InFlight, parameters: ArrayLike, optimizer: ArrayLike = 0, stash: ArrayLike = 0, token: ArrayLike = 0,
-    cotoken: ArrayLike = 0,
+    cotoken: ArrayLike = 0, error: ArrayLike = 0,
 ) -> np.ndarray:  # fmt: skip
     """Bytes at each stage, ``(pipelines, stages)``: what stays, and what was in flight at most.
 
@@ -260,7 +300,13 @@ def stage_bytes(
         stash: of what it remembers of a batch; 0 for a reversible stage of PETRA.
         token: of a message up, held until it is taken.
         cotoken: of a message down.
+        error: of one that goes to all, held from when the last stage makes it until the stage's update.
     """
-    parts = ((stash, flying.batches), (token, flying.tokens), (cotoken, flying.cotokens))
+    parts = (
+        (stash, flying.batches),
+        (token, flying.tokens),
+        (cotoken, flying.cotokens),
+        (error, flying.errors),
+    )
     moving = sum(np.asarray(size) * most for size, most in parts)
     return np.asarray(parameters) + np.asarray(optimizer) + moving

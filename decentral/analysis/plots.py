@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from decentral.analysis.shown import ShownFigure
+
 Results = Mapping[str, Mapping[str, ArrayLike]]
 """Algorithm -> metric -> array ``(seeds, records)``."""
 
@@ -86,6 +88,9 @@ _FIXED = {
     "dpu": (_BLUE, _LINES[2]),
     "wp": (_PURPLE, _LINES[2]),
     "petra": (_RED, _LINES[2]),
+    "dfa": (_YELLOW, _LINES[2]),
+    "monitored": (_SKY, _LINES[2]),
+    "faulty": (_KHAKI, _LINES[2]),
 }
 """Colour and line of the shipped algorithms, by their names without what is neither a letter nor a digit."""
 
@@ -211,7 +216,7 @@ def plot_metric(
     title: str = "",
     time_label: str = AXES["time_s"],
     level: float = 0.95,
-) -> Figure:
+) -> ShownFigure:
     """One metric of every algorithm: the mean over the seeds, in a band of its confidence interval.
 
     Args:
@@ -223,21 +228,20 @@ def plot_metric(
         level: the confidence level of the bands.
 
     Returns:
-        A figure that pyplot does not know; :func:`save_figure` writes it.
+        A figure that a notebook shows and pyplot does not know; :func:`save_figure` writes it.
     """
     return _draw(results, [(x, [metric])], title, time_label, level)
 
 
-def plot_overview(
+def overview_figure(
     results: Results,
-    path: str | os.PathLike[str],
     *,
     x: str = "time_s",
     title: str = "",
     time_label: str = AXES["time_s"],
     level: float = 0.95,
-) -> Path:
-    """Draw a comparison in up to four panels and write it to a file.
+) -> ShownFigure:
+    """A comparison in up to four panels.
 
     The panels are, of what the results hold: suboptimality or else loss; consensus distance; test accuracy of the
     averaged model and of the worst worker, or else the distance to the optimum. Where no algorithm has more than one copy
@@ -245,14 +249,16 @@ def plot_overview(
 
     Args:
         results: algorithm -> metric -> array ``(seeds, records)``.
-        path: a PNG, PDF or SVG file; one that exists is replaced.
         x: what to draw the metrics against, a key of :data:`AXES`.
         title: of the figure.
         time_label: the label of the time axis.
         level: the confidence level of the bands.
 
     Returns:
-        The path of the file.
+        A figure as :func:`plot_metric` gives one.
+
+    Raises:
+        InvalidInput: the results hold none of these metrics, or not ``x``.
     """
     there = {metric for metrics in results.values() for metric in metrics}
     quality: list[list[str]] = [["suboptimality"], ["loss"]]
@@ -271,7 +277,32 @@ def plot_overview(
         raise InvalidInput(
             "results", sorted(there), "at least one metric of an overview: loss, test_accuracy, ..."
         )
-    return save_figure(_draw(results, panels, title, time_label, level), path)
+    return _draw(results, panels, title, time_label, level)
+
+
+def plot_overview(
+    results: Results,
+    path: str | os.PathLike[str],
+    *,
+    x: str = "time_s",
+    title: str = "",
+    time_label: str = AXES["time_s"],
+    level: float = 0.95,
+) -> Path:
+    """Write :func:`overview_figure` to a file.
+
+    Args:
+        results: algorithm -> metric -> array ``(seeds, records)``.
+        path: a PNG, PDF or SVG file; one that exists is replaced.
+        x: what to draw the metrics against, a key of :data:`AXES`.
+        title: of the figure.
+        time_label: the label of the time axis.
+        level: the confidence level of the bands.
+
+    Returns:
+        The path of the file.
+    """
+    return save_figure(overview_figure(results, x=x, title=title, time_label=time_label, level=level), path)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -299,13 +330,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
 def _draw(
     results: Results, panels: Sequence[tuple[str, Sequence[str]]], title: str, time_label: str, level: float
-) -> Figure:
+) -> ShownFigure:
     """One panel per ``(what to draw against, metrics)``; the lines of the second metric are thin."""
     import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
+
+    from decentral.analysis.shown import ShownFigure
 
     for x, _ in panels:
         if x not in AXES:
@@ -314,7 +346,7 @@ def _draw(
     notes: dict[str, None] = {}  # a set that keeps its order
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.04)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.6 + 3.7 * len(panels), 3.7), layout=layout)
+        figure = ShownFigure(figsize=(0.6 + 3.7 * len(panels), 3.7), layout=layout)
         one_axis = len({x for x, _ in panels}) == 1
         row = figure.subplots(1, len(panels), sharex=one_axis, squeeze=False)[0]
         for axes, (x, metrics) in zip(row, panels, strict=True):

@@ -1,6 +1,6 @@
-"""Comparison tables: one list of rows, written as text, LaTeX, CSV or JSON.
+"""Comparison tables: one list of rows, written as text, LaTeX, HTML, CSV or JSON.
 
-No cell is marked as the best but by who makes the rows: a mean with ``"best": True`` is bold in LaTeX.
+No cell is marked as the best but by who makes the rows: a mean with ``"best": True`` is bold in LaTeX and HTML.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from decentral.errors import InvalidInput, suggest
 
@@ -63,16 +64,18 @@ def comparison_table(summaries: Mapping[str, Mapping[str, Value]], format: str =
     Args:
         summaries: algorithm -> column -> value: words, a number, ``None`` (not known) or a mean with its interval,
             ``{"mean": ..., "half_width": ..., "best": True}`` (the last where it is). Columns stand in the order in which
-            they are first met.
-        format: ``"text"``, ``"latex"`` (booktabs), ``"csv"`` or ``"json"`` (a list of rows). The last two keep every
-            digit.
+            they are first met. A column ``"algorithm"`` stands in the place of the names.
+        format: ``"text"``, ``"latex"`` (booktabs), ``"html"``, ``"csv"`` or ``"json"`` (a list of rows). The last two keep
+            every digit.
 
     Returns:
         The table, ending in a newline.
     """
     if format not in FORMATS:
         raise InvalidInput("format", format, "a table format", suggest(format, FORMATS))
-    columns = ["algorithm", *dict.fromkeys(column for summary in summaries.values() for column in summary)]
+    columns = list(
+        dict.fromkeys(["algorithm", *(name for summary in summaries.values() for name in summary)])
+    )
     rows = [
         {column: {"algorithm": algorithm, **summary}.get(column) for column in columns}
         for algorithm, summary in summaries.items()
@@ -130,6 +133,22 @@ def _latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _html(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    def cell(value: Value, side: str, tag: str = "td") -> str:
+        words = escape(_words(value)) or "-"
+        if isinstance(value, Mapping) and value.get("best"):
+            words = f"<b>{words}</b>"
+        return f'<{tag} style="text-align:{side};white-space:nowrap">{words}</{tag}>'
+
+    def line(values: Sequence[Value], tag: str = "td") -> str:
+        sides = ["left"] + ["right"] * (len(values) - 1)
+        cells = (cell(value, side, tag) for value, side in zip(values, sides, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    body = "\n".join(line([row[column] for column in columns]) for row in rows)
+    return f"<table>\n<thead>{line(columns, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+
+
 def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
     means = {column for row in rows for column in columns if isinstance(row[column], Mapping)}
     header, lines = [], [[] for _ in rows]
@@ -158,4 +177,4 @@ def _json(columns: Sequence[str], rows: Sequence[Row]) -> str:
     return json.dumps([{column: plain(row[column]) for column in columns} for row in rows], indent=2) + "\n"
 
 
-FORMATS = {"text": _text, "latex": _latex, "csv": _csv, "json": _json}
+FORMATS = {"text": _text, "latex": _latex, "html": _html, "csv": _csv, "json": _json}

@@ -1,8 +1,9 @@
 """A trace for people: who did what when, how busy and how stale; a table of it, and an export for trace viewers.
 
 What a trace does not hold is not counted: a computation that the horizon interrupts is seen where its start is an event
-(``gradient_start``, ``forward``), and not where only its end would be one (``gradient``, ``evaluate``, ``step``, ``turn``,
-``backward``). So a worker's idle share may be up to one gradient too high; with ``reduce``, by the gradients of two rounds.
+(``gradient_start``, ``forward``, ``error``), and not where only its end would be one (``gradient``, ``evaluate``, ``step``,
+``turn``, ``backward``, ``update``). So a worker's idle share may be up to one gradient too high; with ``reduce``, by the
+gradients of two rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from decentral.analysis.pipeline import delays, durations_s, pipeline_table
+from decentral.analysis.pipeline import BACKWARD, FORWARD, changes_of, delays, durations_s, pipeline_table
 from decentral.analysis.tables import comparison_table, format_interval
 from decentral.engine.trace import OPS, REDUCTIONS, Op, Trace
 from decentral.errors import InvalidInput
@@ -87,6 +88,25 @@ class Activity:
     compute: Intervals
     communication: Intervals
     messages: Messages
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """Requests at optical units, in the order in which they came to each unit.
+
+    Attributes:
+        worker: int64 ``(requests,)``: the unit's number.
+        asker: int64 ``(requests,)``: the worker that asked.
+        asked_s: float64 ``(requests,)``: when the request came.
+        start_s: float64 ``(requests,)``: when its frames began, or will; infinite where that is not known.
+        end_s: float64 ``(requests,)``: when they ended; infinite after the horizon.
+    """
+
+    worker: np.ndarray
+    asker: np.ndarray
+    asked_s: np.ndarray
+    start_s: np.ndarray
+    end_s: np.ndarray
 
 
 # -- who did what when -------------------------------------------------------------------------------------------------
@@ -193,7 +213,7 @@ class _Reading:
         trace = self.trace
         banks: dict[str, int] = {}
         parts = []
-        stay = {"worker", "server", "group", *(name for name, _ in trace.banks)}
+        stay = {"worker", "server", "group", "unit", *(name for name, _ in trace.banks)}
         for code, op in enumerate(trace.ops):
             rows = np.flatnonzero(trace.op == code)
             for place, operand in enumerate(op.operands):
@@ -242,7 +262,7 @@ def activity(trace: Trace) -> Activity:
     cancelled, abandoned or under way at the horizon, it begins with the event that started it; else it has no length.
     The gradients of a ``step`` begin at the step before it (or at 0), or earlier where they would not be done by its end.
     Those of a ``reduce`` begin when the worker was done with those of the one before, between the end of an all-reduce
-    and the ``load`` after it. A ``forward`` begins with its event.
+    and the ``load`` after it. A ``forward`` begins with its event, as does an ``error``.
     A ``pull`` lasts until its worker computes; the messages of a ``submit`` are at the ends of its computation. Mixing steps
     that take no time are left out where they have more than a million messages: their intervals have no length.
 
@@ -265,11 +285,17 @@ def _activity(reading: _Reading) -> Activity:
     def under_way(rows) -> tuple:
         return time_s[rows], trace.horizon_s, rows, Outcome.UNDER_WAY
 
+    asked_s = _asked_s(reading)
     gradients = reading.rows("gradient", "gradient_commit", "evaluate", "submit", "work")
     given_up = reading.rows("abandon")
     abandoned = given_up[reading.is_op(opener[given_up], "gradient_start")]
     started = reading.open_event[reading.is_op(reading.open_event, "gradient_start")]
-    up, back = reading.pipeline_rows("forward"), reading.pipeline_rows("turn", "backward")
+    commits = reading.rows("gradient_commit")
+    commits = commits[np.isfinite(asked_s[opener[commits]])]
+    # What a worker computed is over when it asks a unit; what came after the reply is not known where it did not end.
+    lost_s = np.minimum(time_s[abandoned], asked_s[opener[abandoned]])
+    open_s = np.minimum(trace.horizon_s, asked_s[started])
+    up, back = reading.pipeline_rows(*FORWARD), reading.pipeline_rows(*BACKWARD)
     up_ends_s = _pass_ends_s(reading, up)
     up_s = np.minimum(up_ends_s, trace.horizon_s)
     up_outcome = np.where(up_ends_s > trace.horizon_s, Outcome.UNDER_WAY, Outcome.DONE)
@@ -277,8 +303,9 @@ def _activity(reading: _Reading) -> Activity:
         (operands[gradients, 0], *ended(gradients)),
         (operands[back, 0], *ended(back)),
         (operands[up, 0], time_s[up], up_s, up, up_outcome),
-        (operands[abandoned, 0], *ended(abandoned, Outcome.LOST)),
-        (operands[started, 0], *under_way(started)),
+        (operands[commits, 0], time_s[opener[commits]], asked_s[opener[commits]], commits, Outcome.DONE),
+        (operands[abandoned, 0], start_s[abandoned], lost_s, abandoned, Outcome.LOST),
+        (operands[started, 0], time_s[started], open_s, started, Outcome.UNDER_WAY),
         _step_gradients(reading),
     ]
 
@@ -344,19 +371,76 @@ def _activity(reading: _Reading) -> Activity:
     )
 
 
+def _asked_s(reading: _Reading) -> np.ndarray:
+    """Float64 ``(events,)``: when the gradient that begins with an event asked an optical unit; infinite where it did not."""
+    trace, asked_s = reading.trace, np.full(len(reading.trace), np.inf)
+    rows, starts = reading.rows("request"), reading.rows("gradient_start")
+    if not rows.size:
+        return asked_s
+    n = len(trace)
+    # Half a nanosecond is for rounding. Of a crashed worker it is only known when the request came.
+    sent_s = reading.start_s[rows]
+    before = np.searchsorted(trace.time_s, sent_s + 5e-10, side="right")
+    keys = np.sort(reading.keys(trace.operands[starts, 0], starts))
+    worker = trace.operands[rows, 0].astype(np.int64)
+    place = np.searchsorted(keys, worker * n + before) - 1
+    mine = (place >= 0) & (keys[place] // n == worker) if keys.size else np.zeros(rows.size, bool)
+    start = keys[place[mine]] % n
+    np.minimum.at(asked_s, start, np.maximum(sent_s[mine], trace.time_s[start]))
+    return asked_s
+
+
+def served(trace: Trace) -> Served:
+    """Requests at the optical units of one replica. A unit takes them in the order in which they come.
+
+    Raises:
+        InvalidInput: several replicas, or a unit that serves more requests than came to it.
+    """
+    if len(trace.replicas) != 1:
+        raise InvalidInput(
+            "trace", f"{len(trace.replicas)} replicas", "one replica", "Take trace.replica(index)."
+        )
+    codes = {op.name: code for code, op in enumerate(trace.ops)}
+    if "request" not in codes:
+        return Served(*(np.zeros(0, kind) for kind in (int, int, float, float, float)))
+    rows, ends = (np.flatnonzero(trace.op == codes[name]) for name in ("request", "serve"))
+    rows, ends = (events[np.argsort(trace.operands[events, 1], kind="stable")] for events in (rows, ends))
+    unit, asked_s = trace.operands[rows, 1].astype(np.int64), trace.time_s[rows]
+    units = 1 + max(int(trace.operands[events, 1].max(initial=-1)) for events in (rows, ends))
+    came, served_of = (np.bincount(trace.operands[events, 1], minlength=units) for events in (rows, ends))
+    if (served_of > came).any():
+        bad = int(np.argmax(served_of > came))
+        got = f"{came[bad]} requests at unit {bad} and {served_of[bad]} served"
+        raise InvalidInput("trace", got, "a request before each serve")
+    first = np.cumsum(came) - came
+    start_s, end_s = np.full((2, rows.size), np.inf)
+    place = np.repeat(first - np.cumsum(served_of) + served_of, served_of) + np.arange(ends.size)
+    end_s[place] = trace.time_s[ends]
+    seconds = np.zeros(ends.size) if trace.duration_s is None else trace.duration_s[ends]
+    start_s[place] = np.maximum(end_s[place] - seconds, asked_s[place])  # rounding
+    under_way = (first + served_of)[served_of < came]
+    before_s = np.zeros(units)
+    np.maximum.at(before_s, unit[place], end_s[place])
+    start_s[under_way] = np.maximum(asked_s[under_way], before_s[unit[under_way]])
+    return Served(unit, trace.operands[rows, 0].astype(np.int64), asked_s, start_s, end_s)
+
+
 def _pass_ends_s(reading: _Reading, rows: np.ndarray) -> np.ndarray:
     """When passes of a pipeline end: a forward pass stands at its beginning."""
-    lasts = np.isin(rows, reading.pipeline_rows("forward"))
+    lasts = np.isin(rows, reading.pipeline_rows(*FORWARD))
     return reading.trace.time_s[rows] + np.where(lasts, durations_s(reading.trace)[rows], 0.0)
 
 
 def _pipeline_messages(reading: _Reading) -> tuple[list[tuple], list[tuple]]:
     """What went along pipelines, from the end of a pass to the beginning of the next; and exchanges of equal stages."""
     trace, time_s, operands = reading.trace, reading.trace.time_s, reading.operands
-    takes = reading.pipeline_rows("forward", "turn", "backward")
+    takes = reading.pipeline_rows(*FORWARD, *BACKWARD)
     takes = takes[reading.opener[takes] >= 0]
+    takes = takes[
+        operands[takes, 0] != operands[reading.opener[takes], 0]
+    ]  # the last stage keeps its own error
     sent = reading.opener[takes]
-    forward = np.isin(takes, reading.pipeline_rows("forward"))
+    forward = np.isin(takes, reading.pipeline_rows(*FORWARD))
     taken_s = np.where(forward, time_s[takes], reading.start_s[takes])
     left_s = np.minimum(_pass_ends_s(reading, sent), taken_s)
     sender = operands[sent, 0]
@@ -365,6 +449,9 @@ def _pipeline_messages(reading: _Reading) -> tuple[list[tuple], list[tuple]]:
         [op.operands[place].bank.partition(":")[0] for op, place in reading.open_operands()], "U8"
     )
     rows = reading.open_event[np.isin(banks, ("token", "cotoken"))]
+    errors = reading.pipeline_rows("error")  # each went to all, and some have not read it
+    missing = trace.messages_of_events[errors] - np.bincount(sent, minlength=len(trace))[errors]
+    rows = np.concatenate([rows, np.repeat(errors, missing)])
     left_s, sender = _pass_ends_s(reading, rows), operands[rows, 0]
     along.append((sender, left_s, trace.horizon_s, rows, Outcome.UNDER_WAY, sender, UNKNOWN))
     along = [
@@ -450,8 +537,8 @@ class Staleness:
         worker: int64 ``(gradients,)``: who computed each applied gradient.
         updates: int64 ``(gradients,)``: other changes of the same state between reading the parameters and applying the
             gradient. Of a worker: its other gradients, exchanges, messages received, mixes; of the server: gradients and
-            steps of others; of a stage of a pipeline: its backward passes. 0 for ``gradient`` and ``step``, which read what
-            they change.
+            steps of others; of a stage of a pipeline: its backward passes, or updates. 0 for ``gradient`` and ``step``, which
+            read what they change.
         delay_s: float64 ``(gradients,)``: seconds between reading (or beginning to compute) and applying.
         message_age_s: float64 ``(messages,)``: seconds between taking and applying a message that took a slot
             (``exchange_start``, ``send``). Those of ``exchange`` and ``mix`` are taken when they are applied.
@@ -589,7 +676,7 @@ def _staleness(reading: _Reading) -> Staleness:
 
 def _pass_delays(reading: _Reading) -> tuple:
     """Of the backward passes of a pipeline, each one a change of its stage."""
-    if not reading.pipeline_rows("turn").size:
+    if not reading.pipeline_rows("turn", "update").size:
         return tuple(np.zeros((3, 0)))
     late = delays(reading.trace)
     return late.worker, late.updates, late.seconds
@@ -711,8 +798,7 @@ def trace_table(traces: Mapping[str, Trace]) -> str:
             }
         if trace.duration_s is not None:
             done = _activity(reading)
-            changes = "backward passes" if trace.banks else "updates"
-            for what, values in _quantities(done, _staleness(reading), changes).items():
+            for what, values in _quantities(done, _staleness(reading), changes_of(trace)).items():
                 if values.size:
                     spreads[f"{name}, {what}"] = _row(values)
             lines.append(f"{name}: {_fate(trace, done.messages)}\n")
@@ -775,15 +861,18 @@ def _longest_wait(trace: Trace, worker: np.ndarray, time_s: np.ndarray) -> float
 # -- for trace viewers -------------------------------------------------------------------------------------------------
 
 _TRACKS = ("compute", "communication")
+_UNIT = 2
+"""Instead of a track: that of an optical unit, after all workers'."""
 
 
 def write_perfetto(traces: Mapping[str, Trace], path: str | os.PathLike) -> None:
     """Write traces in the Chrome trace event format, which ui.perfetto.dev opens.
 
     A process per trace and replica; per worker a thread for computation and one for communication (further ones where
-    messages overlap), or a single one where nothing takes time. A slice lasts as long as in :func:`activity`, at least a
-    nanosecond; a one-sided message lies at its sender, and its arrival is a nanosecond at its receiver. Arrows join the
-    two ends of an exchange, and a message with its arrival. One simulated second is shown as one second.
+    messages overlap), or a single one where nothing takes time; a thread for each optical unit's frames. A slice lasts
+    as long as in :func:`activity`, at least a nanosecond; a one-sided message lies at its sender, and its arrival is a
+    nanosecond at its receiver. Arrows join the two ends of an exchange, and a message with its arrival. One simulated
+    second is shown as one second.
 
     Args:
         traces: name -> trace.
@@ -810,13 +899,19 @@ def _perfetto_entries(traces: Mapping[str, Trace]) -> Iterator[dict[str, Any]]:
         yield _title("process_name", process, thread, name)
         slices = _slices(trace)
         lane = _lanes(slices.track, slices.start_ns, slices.end_ns)
-        lanes = np.zeros(trace.n_workers * len(slices.tracks), np.int64)
+        of_workers = trace.n_workers * len(slices.tracks)
+        lanes = np.zeros(max(of_workers, int(slices.track.max(initial=-1)) + 1), np.int64)
         np.maximum.at(lanes, slices.track, lane)
         first = thread + np.concatenate([[0], np.cumsum(lanes + 1)])  # of each track, and one past the last
         for track, extra in enumerate(lanes):
             worker, kind = divmod(track, len(slices.tracks))
             for number in range(extra + 1):
-                words = f"worker {worker}{slices.tracks[kind]}" + (f" {number + 1}" if number else "")
+                words = (
+                    f"worker {worker}{slices.tracks[kind]}"
+                    if track < of_workers
+                    else f"unit {track - of_workers}"
+                )
+                words += f" {number + 1}" if number else ""
                 yield _title("thread_name", process, thread, words)
                 yield _title("thread_sort_index", process, thread, thread)
                 thread += 1
@@ -845,7 +940,7 @@ class _Slices:
 
     Attributes:
         tracks: what each worker has, as the end of its thread's name.
-        track: int64 ``(slices,)``: worker times the number of tracks, plus which.
+        track: int64 ``(slices,)``: worker times the number of tracks, plus which; units after all workers.
         start_ns: int64 ``(slices,)``.
         end_ns: int64 ``(slices,)``, later than the start.
         labels: what slices are called.
@@ -879,6 +974,11 @@ def _slices(trace: Trace) -> _Slices:
             rows = np.flatnonzero(trace.op == code)
             at_s = trace.time_s[rows]
             parts += [(trace.operands[rows, p], 1, at_s, at_s, rows, Outcome.DONE, True) for p in places]
+    if (frames := reading.rows("serve")).size:
+        at_s = trace.time_s[frames]
+        parts.append(
+            (trace.operands[frames, 1], _UNIT, reading.start_s[frames], at_s, frames, Outcome.DONE, False)
+        )
     worker, kind, start_s, end_s, event, outcome, mark = (
         np.concatenate(column) for column in zip(*(np.broadcast_arrays(*part) for part in parts), strict=True)
     )
@@ -891,6 +991,7 @@ def _slices(trace: Trace) -> _Slices:
     ends = np.where(names == "receive", mark, second)
     tracks = ("",) if trace.duration_s is None else tuple(f", {track}" for track in _TRACKS)
     track = worker.astype(np.int64) * len(tracks) + np.minimum(kind, len(tracks) - 1)
+    track = np.where(kind == _UNIT, trace.n_workers * len(tracks) + worker, track)
     order = np.argsort(start_ns, kind="stable")
     labels = (*(op.name.removesuffix("_commit").removesuffix("_start") for op in trace.ops), "send")
     label = np.where(np.isin(names, ("receive", "drop")) & ~mark, len(trace.ops), trace.op[event])
