@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         errors,
         experiment,
         hardware,
+        learned,
+        optical,
         problem,
         protocol,
         testing,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         CHOCO,
         D2,
         DADAO,
+        DFA,
         DPSGD,
         DPU,
         EXTRA,
@@ -68,7 +71,27 @@ if TYPE_CHECKING:
     )
     from decentral.engine.trace import Op, Operand, Trace
     from decentral.errors import DecentralError, InvalidInput, RunFailed
-    from decentral.experiment import Diverged, Progress, Record, Result, Simulation, replay, simulate
+    from decentral.experiment import (
+        Comparison,
+        Diverged,
+        MetaTrained,
+        MetaTrainingFailed,
+        ProblemTask,
+        Progress,
+        Record,
+        Result,
+        Simulation,
+        Sweep,
+        cite,
+        meta_train,
+        replay,
+        simulate,
+        sweep,
+        tune_by_gradient,
+    )
+    from decentral.experiment.coordinates import coordinate_check
+    from decentral.experiment.devices import Devices
+    from decentral.learned.meta_training import PES
     from decentral.problem import Problem
     from decentral.protocol import (
         AllReduce,
@@ -105,6 +128,7 @@ _HOMES = {
             "Algorithm",
             "CHOCO",
             "DADAO",
+            "DFA",
             "DPSGD",
             "DPU",
             "DiLoCo",
@@ -116,7 +140,24 @@ _HOMES = {
     ),
     "decentral.engine.trace": ("Op", "Operand", "Trace"),
     "decentral.errors": ("DecentralError", "InvalidInput", "RunFailed"),
-    "decentral.experiment": ("Diverged", "Progress", "Record", "Result", "Simulation", "replay", "simulate"),
+    "decentral.experiment": (
+        *(
+            "Comparison",
+            "Diverged",
+            "MetaTrained",
+            "MetaTrainingFailed",
+            "ProblemTask",
+            "Progress",
+            "Record",
+            "Result",
+            "Simulation",
+            "Sweep",
+        ),
+        *("cite", "meta_train", "replay", "simulate", "sweep", "tune_by_gradient"),
+    ),
+    "decentral.experiment.coordinates": ("coordinate_check",),
+    "decentral.experiment.devices": ("Devices",),
+    "decentral.learned.meta_training": ("PES",),
     "decentral.problem": ("Problem",),
     "decentral.protocol": (
         *(
@@ -138,8 +179,8 @@ _HOMES = {
     "decentral.topology": ("DirectedTopology", "Topology"),
 }
 _ROOMS = (
-    "algorithm", "analysis", "cost", "engine", "errors", "experiment", "hardware", "problem", "protocol", "testing", "timing",
-    "topology",
+    "algorithm", "analysis", "cost", "engine", "errors", "experiment", "hardware", "learned", "optical", "problem", "protocol",
+    "testing", "timing", "topology",
 )  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -150,10 +191,12 @@ __all__ = [
     "CHOCO",
     "D2",
     "DADAO",
+    "DFA",
     "DPSGD",
     "DPU",
     "EXTRA",
     "MSDA",
+    "PES",
     "PETRA",
     "SGD",
     "SGP",
@@ -162,8 +205,10 @@ __all__ = [
     "Algorithm",
     "AllReduce",
     "Cluster",
+    "Comparison",
     "Continuized",
     "DecentralError",
+    "Devices",
     "DiLoCo",
     "DirectedTopology",
     "Diverged",
@@ -176,6 +221,8 @@ __all__ = [
     "Links",
     "LocalSGD",
     "Mailbox",
+    "MetaTrained",
+    "MetaTrainingFailed",
     "Network",
     "NoLoCo",
     "Op",
@@ -185,6 +232,7 @@ __all__ = [
     "Pipeline",
     "Poisson",
     "Problem",
+    "ProblemTask",
     "Progress",
     "Record",
     "Recorded",
@@ -194,25 +242,33 @@ __all__ = [
     "RunFailed",
     "Server",
     "Simulation",
+    "Sweep",
     "Time",
     "Topology",
     "Trace",
     "algorithm",
     "analysis",
+    "cite",
+    "coordinate_check",
     "cost",
     "engine",
     "errors",
     "experiment",
     "hardware",
+    "learned",
+    "meta_train",
+    "optical",
     "problem",
     "protocol",
     "pytree",
     "replay",
     "simulate",
     "static",
+    "sweep",
     "testing",
     "timing",
     "topology",
+    "tune_by_gradient",
 ]
 
 

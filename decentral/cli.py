@@ -29,7 +29,12 @@ LISTED = (
     "hardware",
     "experiments",
     "projections",
+    "meta_trainings",
 )
+TABLE_RUNS = 32
+"""Finished runs of a sweep up to which their table is printed."""
+TOLD = 5
+"""Failed runs of a sweep that are told with their reasons."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -49,14 +54,78 @@ def run(options: argparse.Namespace) -> None:
     _report(finished)
 
 
-def resume(options: argparse.Namespace) -> None:
-    """Take up a run that was cut off."""
-    from decentral.experiment.folder import read_json, require_run
-    from decentral.experiment.run import resume as resume_run
+def sweep(options: argparse.Namespace) -> int:
+    """Run a spec with many settings, or say what that would be; 1 if not one run finished."""
+    from decentral.experiment.axes import parse_axes, read_points
 
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "3"
+    )  # then compiled programs are kept: see executors.Inline
+    if (
+        options.executor != "inline"
+    ):  # this process has nothing to compute and leaves the accelerator's memory alone
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from decentral.experiment.sweeps import plan_sweep, run_plan
+
+    plan = plan_sweep(
+        options.spec,
+        parse_axes(options.set),
+        points=None if options.list is None else read_points(options.list),
+        draws=options.random,
+        seeds=options.seeds,
+        smoke=options.smoke,
+        out=options.out,
+        merge=not options.no_merge,
+        retry=options.retry,
+        command_line=options.command_line,
+    )
+    if plan.folded:
+        words = "1 point is" if plan.folded == 1 else f"{plan.folded} points are"
+        print(f"{words} the same run as another one", file=sys.stderr)
+    if options.dry_run:
+        from decentral.experiment.forecast import forecast
+
+        print(forecast(plan).text(), end="")
+        return 0
+    found = run_plan(plan, executor=options.executor, progress=sys.stderr.isatty())
+    return _report_sweep(found, plan.asked)
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Take up a run, or a meta-training, that was cut off."""
+    from decentral.experiment.folder import META_TRAINING, read_json, require_run
+    from decentral.experiment.sweep_folder import is_sweep
+
+    if is_sweep(options.dir):
+        advice = "A sweep goes on when it is asked for again: decentral sweep with the same words."
+        raise InvalidInput("DIR", options.dir, "a run folder", advice)
     manifest = read_json(require_run(options.dir) / "manifest.json", "manifest")
     _allow_float64(manifest.get("flags", {}).get("x64", False))
+    if manifest.get("kind") == META_TRAINING:
+        from decentral.experiment.meta import resume_meta_training
+
+        _report_meta_training(resume_meta_training(options.dir, progress=sys.stderr.isatty()))
+        return
+    from decentral.experiment.run import resume as resume_run
+
     _report(resume_run(options.dir, progress=sys.stderr.isatty()))
+
+
+def meta_train(options: argparse.Namespace) -> None:
+    """Meta-train a learned optimizer; print the meta-loss and where the meta-parameters are."""
+    from decentral.experiment.meta import run_meta_training
+
+    finished = run_meta_training(
+        options.spec,
+        overrides=options.set,
+        smoke=options.smoke,
+        out=options.out,
+        overwrite=options.overwrite,
+        devices=options.devices,
+        progress=sys.stderr.isatty(),
+        command_line=options.command_line,
+    )
+    _report_meta_training(finished)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -66,18 +135,40 @@ def compare(options: argparse.Namespace) -> None:
     print(table(options.dir, options.format, hours=options.hours), end="")
 
 
+def cite(options: argparse.Namespace) -> None:
+    """Print BibTeX."""
+    from decentral.experiment.citing import cite as bibtex
+
+    print(bibtex(options.what), end="")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write an HTML file about a folder, and open it if asked."""
+    from decentral.experiment.reports import report as write
+
+    path = write(options.dir, project=options.project)
+    print(path)
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(path.resolve().as_uri()):
+            print("decentral: warning: no browser was found here; open the file yourself", file=sys.stderr)
+
+
 def topology(options: argparse.Namespace) -> None:
     """Print the constants of a graph."""
     import json
 
     from decentral.experiment.overrides import packaged, parse_override, read_tables
-    from decentral.topology import DIRECTED, TOPOLOGIES, named, named_directed
+    from decentral.topology import DIRECTED, TOPOLOGIES, load_network, named, named_directed, network_names
 
-    graphs = TOPOLOGIES | DIRECTED
-    if options.name in graphs:
+    graphs, networks = TOPOLOGIES | DIRECTED, network_names()
+    if options.name in graphs or options.name in networks:
         given = dict(map(parse_override, options.set))
         arguments = {key.removeprefix("topology."): value for key, value in given.items()}
         arguments["kind"] = options.name
+        if options.name in networks:
+            arguments |= {"kind": "network", "name": options.name, "n": load_network(options.name).n}
     elif os.path.exists(options.name) or options.name in packaged("experiments"):
         tables = read_tables(options.name, overrides=options.set)
         arguments = tables.get("topology")
@@ -87,8 +178,9 @@ def topology(options: argparse.Namespace) -> None:
         if graph and "seed" in inspect.signature(graph).parameters:
             arguments = {"seed": tables.get("seed", 0)} | arguments
     else:
-        known = [*graphs, *packaged("experiments")]
-        raise InvalidInput("topology", options.name, "a named graph, or a spec", suggest(options.name, known))
+        known = [*graphs, *networks, *packaged("experiments")]
+        allowed = "a named graph or network, or a spec"
+        raise InvalidInput("topology", options.name, allowed, suggest(options.name, known))
     if options.n is not None:
         arguments["n"] = options.n
     if options.rates is not None:
@@ -111,9 +203,27 @@ def topology(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(summary, indent=2))
         return
+    units = summary.pop("units", [])
     width = max(map(len, summary))
     for key, value in summary.items():
         print(f"{key:<{width}}  {value:.6g}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+    for unit in units:
+        workers = _ranges(unit["serves"])
+        print(
+            f"{unit['name']:<{width}}  {unit['device']}, serves workers {workers}; link: {unit['latency_s']:g} s, "
+            f"{unit['bandwidth_bytes_per_s']:g} bytes/s one way"
+        )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted whole numbers in words: ``0-7, 9``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
 
 
 def trace(options: argparse.Namespace) -> None:
@@ -285,16 +395,106 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--smoke", action="store_true", help="the spec's small version: seconds")
     one.add_argument("--overwrite", action="store_true", help="replace the run folder if it exists")
 
-    one = command(resume, "resume", help="take up a run that was cut off, from its last checkpoint")
+    one = command(
+        sweep,
+        "sweep",
+        help="run a spec with many settings; asked again it runs what is missing",
+        description="A grid of all values, a list of points, or random draws. Runs are named by what they are: asked again, a "
+        "sweep runs what is missing, and asked for more it adds to what is there.",
+    )
+    one.add_argument(
+        "spec", metavar="SPEC", help="a TOML file, or a packaged experiment (decentral list experiments)"
+    )
+    one.add_argument(
+        "--set",
+        metavar="KEY=V1,V2",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="values of dotted keys with commas between them, e.g. topology.n=16,64 "
+        "algorithm.lr=0.1,0.3; with --random also ranges: KEY=1e-3..1e-1:log",
+    )
+    way = one.add_mutually_exclusive_group()
+    way.add_argument(
+        "--list",
+        metavar="FILE",
+        help="these points: a CSV with a column per dotted key, a JSON list of objects, or TOML with [[point]] tables",
+    )
+    way.add_argument(
+        "--random",
+        metavar="N",
+        type=int,
+        help="N points drawn from the values and ranges, by the spec's seed",
+    )
+    one.add_argument("--seeds", metavar="N", type=int, help="number of seeds of each run")
+    one.add_argument(
+        "--executor",
+        metavar="E",
+        default="inline",
+        help="inline, spawn:4, dask:4, dask:tcp://HOST:8786, dask:slurm?queue=Q, submitit?timeout_min=60 (default: inline)",
+    )
+    one.add_argument("--out", metavar="DIR", help="the sweep's folder (default: runs/NAME-sweep)")
+    one.add_argument(
+        "--dry-run", action="store_true", help="say which runs, how long and how large; write nothing"
+    )
+    one.add_argument("--smoke", action="store_true", help="the spec's small version")
+    one.add_argument("--retry", action="store_true", help="run again what failed before")
+    one.add_argument(
+        "--no-merge",
+        action="store_true",
+        help="every run by itself (default: small runs of one shape are computed together)",
+    )
+
+    one = command(
+        meta_train,
+        "meta-train",
+        help="meta-train a learned optimizer, and write a folder with its meta-parameters",
+    )
+    one.add_argument(
+        "spec", metavar="SPEC", help="a TOML file, or a packaged one (decentral list meta_trainings)"
+    )
+    overrides(one, "pes.outer_steps=100 seed=1")
+    one.add_argument("--out", metavar="DIR", help="the folder (default: runs/NAME-001 and counting)")
+    one.add_argument("--smoke", action="store_true", help="the spec's small version: seconds")
+    one.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    one.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="JAX devices to share the perturbations (default: all that can)",
+    )
+
+    one = command(
+        resume, "resume", help="take up a run or a meta-training that was cut off, from its last checkpoint"
+    )
     one.add_argument("dir", metavar="DIR", help="the run folder")
 
     one = command(compare, "compare", help="set finished runs side by side")
-    one.add_argument("dir", metavar="DIR", nargs="+", help="run folders")
+    one.add_argument("dir", metavar="DIR", nargs="+", help="run folders, and sweep folders")
     one.add_argument(
         "--format", choices=("text", "latex", "csv", "json"), default="text", help="of the table"
     )
     one.add_argument(
         "--hours", action="store_true", help="add the hours of wall time (CSV and JSON have them)"
+    )
+
+    one = command(
+        cite, "cite", help="BibTeX of what a run used: algorithms, data sets, protocols, this package"
+    )
+    one.add_argument(
+        "what",
+        metavar="DIR|NAME",
+        nargs="+",
+        help="folders of runs or sweeps, specs, or names (decentral list)",
+    )
+
+    one = command(
+        report, "report", help="write DIR/report.html: tables, plots and the timeline of a run, in one file"
+    )
+    one.add_argument("dir", metavar="DIR", help="the folder of a run, a sweep or a meta-training")
+    one.add_argument("--open", action="store_true", help="show it in the browser")
+    one.add_argument(
+        "--project", metavar="SPEC", help="a projection to set beside it (decentral list projections)"
     )
 
     one = command(topology, "topology", help="constants of a graph: chi_1, chi_2, spectral gap, ...")
@@ -404,21 +604,74 @@ def _allow_float64(wanted: bool) -> None:
 
 def _report(finished) -> None:
     from decentral.experiment.compare import compare
+    from decentral.experiment.devices import is_first
+
+    if not is_first():
+        return
 
     print(compare([finished.folder]), end="")
     print(f"\nrun folder  {finished.folder}\nplot        {finished.folder / 'overview.png'}")
     if (finished.folder / "tuning.png").exists():
         print(f"tuning      {finished.folder / 'tuning.png'} (the values chosen are in spec.toml)")
+    for name, result in finished.results.items():
+        if "optimizer" in result.constants:
+            share, meeting_s = (
+                result.constants["optimizer"][k] for k in ("share_of_gradient", "after_meeting_s")
+            )
+            each = [f"{share:.2g} of a gradient's seconds to each gradient"] if share else []
+            each += [f"{meeting_s:.2g} s to each meeting"] if meeting_s else []
+            words = (
+                "adds " + ", and ".join(each) if each else "takes no time here: no cluster is said, or a log"
+            )
+            print(f"{name}: its learned optimizer {words}")
     charts = sorted(path.name for path in finished.folder.glob("gantt_*.png"))
+    for name, result in finished.results.items():
+        for unit in result.units[0] if result.units else ():
+            print(f"{name}: {unit.words}" + (" (first seed)" if len(result.units) > 1 else ""))
     if charts:
         print(
             f"timelines   {finished.folder / 'gantt_*.png'} ({len(charts)}: who computed and communicated when)"
         )
 
 
+def _report_sweep(found, asked: Sequence[str]) -> int:
+    """Print the table of a small sweep, what failed and why, and where all of it is."""
+    from decentral.experiment.compare import compare
+
+    mine = [run for run in found.runs if run.id in set(asked)]
+    failed = [run for run in mine if run.status == "failed"]
+    finished = len(mine) - len(failed)
+    if finished and len(found.having("finished")) <= TABLE_RUNS:
+        print(compare([found.folder]))
+    print(f"{finished} of {len(mine)} runs finished, {len(failed)} failed")
+    for run in failed[:TOLD]:
+        print(f"failed        {run.id}  {run.label}\n              {run.failure['message']}")
+    if len(failed) > TOLD:
+        print(f"              and {len(failed) - TOLD} more")
+    print(f"sweep folder  {found.folder}")
+    if finished and len(found.having("finished")) > TABLE_RUNS:
+        print(f"table         decentral compare {found.folder}")
+    return 0 if finished else 1
+
+
+def _report_meta_training(finished) -> None:
+    trained, folder = finished.trained, finished.folder
+    losses = trained.history["losses"]
+    shown = min(20, len(losses))
+    width = max(map(len, trained.tasks))
+    print(
+        f"{'task':<{width}}  loss of a window, mean over the first and the last {shown} of {len(losses)} outer steps"
+    )
+    for name, series in zip(trained.tasks, losses.T, strict=True):
+        print(f"{name:<{width}}  {series[:shown].mean():.3f} -> {series[-shown:].mean():.3f}")
+    print(f"\nrun folder       {folder}\nplot             {folder / 'meta_loss.png'}")
+    print(f"meta-parameters  {folder / 'meta_parameters.npz'}")
+    print('use them         optimizer = { kind = "learned", meta_parameters = "that path" }')
+
+
 def _entries(room: str) -> dict[str, str]:
     """Name -> first line of what it says of itself."""
-    if room in ("experiments", "projections"):
+    if room in ("experiments", "projections", "meta_trainings"):
         import tomllib
 
         from decentral.experiment.overrides import packaged
@@ -438,9 +691,15 @@ def _entries(room: str) -> dict[str, str]:
 
         return {name: load_network(path).description for name, path in network_names().items()}
     if room == "hardware":
-        from decentral.hardware import DEVICES
+        from decentral.hardware import DEVICES, OPTICAL_UNITS
 
-        return {name: f"{d.vendor}, {d.memory_bytes / 1e9:.0f} GB ({d.tag})" for name, d in DEVICES.items()}
+        devices = {
+            name: f"{d.vendor}, {d.memory_bytes / 1e9:.0f} GB ({d.tag})" for name, d in DEVICES.items()
+        }
+        return devices | {
+            name: f"optical unit, {u.max_inputs:,} mirrors, {u.max_outputs:,} pixels ({u.tag})"
+            for name, u in OPTICAL_UNITS.items()
+        }
     if room == "topologies":
         from decentral.topology import DIRECTED, TOPOLOGIES
 
@@ -448,7 +707,9 @@ def _entries(room: str) -> dict[str, str]:
     elif room == "protocols":
         from decentral.protocol import PROTOCOLS as registry
     elif room == "problems":
-        from decentral.problem import PROBLEMS as registry
+        from decentral.experiment.spec import ROOMS
+
+        registry = ROOMS["problem"]
     else:
         from decentral.algorithm import ALGORITHMS as registry
     return {name: (entry.__doc__ or "").strip().splitlines()[0] for name, entry in registry.items()}

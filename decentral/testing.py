@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decentral.algorithm import Algorithm
-from decentral.engine.instructions import INSTRUCTIONS, Actor, Local, meet
+from decentral.engine.instructions import INSTRUCTIONS, Actor, Local, Projection, meet
 from decentral.engine.trace import Groups, Trace, merge
 from decentral.errors import DecentralError, InvalidInput
 from decentral.experiment import Record, replay
@@ -82,8 +82,8 @@ def check_algorithm(
       runs, one event after another; gradients, exchanges and messages take time there.
 
     ``message`` and ``receive`` are not looked at where workers never meet (``gradient``, ``batches``). An algorithm of
-    pipelines has as its ``update`` a batch's ways up and down a model of three stages, and two such models gossip. The runs are
-    tried when nothing has failed before.
+    pipelines has as its ``update`` a batch's ways up and down a model of three stages (or up, and its error to all), and two such
+    models gossip. The runs are tried when nothing has failed before.
 
     Args:
         algorithm: the instance to check; open step sizes are resolved.
@@ -112,7 +112,7 @@ def check_algorithm(
     usual = 2 * STAGES if staged else 6
     n = problem.n_workers if problem is not None else topology.n if topology is not None else usual
     if topology is None:
-        topology = named("pipelines", n=n, stages=STAGES) if staged else named("ring", n=n)
+        topology = named("pipelines", n=n, stages=STAGES, broadcast=True) if staged else named("ring", n=n)
     if topology.n != n:
         raise InvalidInput("topology.n", topology.n, f"the {n} workers of the problem")
     # With x64 off a float64 constant would hide; float64 is to be tried anyway.
@@ -263,7 +263,7 @@ def _functions(bench: _Bench) -> dict[str, Callable]:
         return algorithm.receive(sent, algorithm.decode(theirs), algorithm.decode(mine), 1.0)
 
     def passes(algorithm, state, gradient, key):
-        """A batch goes up and comes down."""
+        """A batch goes up and comes down, or its error goes to all."""
         problem: Any = bench.problem  # made of stages
         stages, count = problem.stages, jnp.uint32(0)
         token, labels = problem.batch(problem.shards, jnp.int32(0), key, count)
@@ -276,12 +276,20 @@ def _functions(bench: _Bench) -> dict[str, Callable]:
             below.append((kind, index, own, stash))
         kind, index = stages.place(len(stages) - 1)
         own = jax.tree.map(lambda leaf: leaf[index], state[kind])
-        new, cotoken = algorithm.turn(stages.kinds[kind], stages.loss, own, token, labels, count)
-        changed = [(kind, index, new)]
-        for j, (kind, index, own, stash) in reversed(list(enumerate(below))):
-            first = samples if j == 0 else None
-            new, cotoken = algorithm.backward(stages.kinds[kind], own, cotoken, stash, count, first)
-            changed.append((kind, index, new))
+        if bench.meeting == "feedback":
+            error, stash = algorithm.error(stages.kinds[kind], stages.loss, own, token, labels)
+            changed = []
+            for j, (name, row, before, kept) in enumerate([*below, (kind, index, own, stash)]):
+                unit = Projection(jnp.int32(j), key, key) if j < len(below) else None
+                new = algorithm.learn(stages.kinds[name], before, error, kept, count, samples, unit)
+                changed.append((name, row, new))
+        else:
+            new, cotoken = algorithm.turn(stages.kinds[kind], stages.loss, own, token, labels, count)
+            changed = [(kind, index, new)]
+            for j, (kind, index, own, stash) in reversed(list(enumerate(below))):
+                first = samples if j == 0 else None
+                new, cotoken = algorithm.backward(stages.kinds[kind], own, cotoken, stash, count, first)
+                changed.append((kind, index, new))
         for kind, index, new in changed:
             state = state | {
                 kind: jax.tree.map(lambda leaf, value, i=index: leaf.at[i].set(value), state[kind], new)
@@ -295,7 +303,7 @@ def _functions(bench: _Bench) -> dict[str, Callable]:
         "update": lambda algorithm, state, gradient, key: algorithm.update(state, gradient, key),
         "estimate": lambda algorithm, state: algorithm.estimate(state),
     }
-    if bench.meeting == "stages":
+    if bench.meeting in ("stages", "feedback"):
         functions["update"] = passes
     return functions | ({"message": message, "receive": receive} if bench.sends else {})
 
@@ -585,8 +593,8 @@ def _timeline(bench: _Bench, seed: int, *, slow: bool) -> Trace:
     rng, n = np.random.default_rng(seed), bench.problem.n_workers
     if bench.meeting == "batches":
         return rounds_of_counts(rng.integers(1, 4, (EVENTS // (2 * n), n)), seed=seed)
-    if bench.meeting == "stages":
-        protocol = Pipeline(gossip_every=3)
+    if bench.meeting in ("stages", "feedback"):
+        protocol = Pipeline("petra" if bench.meeting == "stages" else "dfa", gossip_every=3)
         network = network_of(protocol, bench.topology, bench.algorithm, bench.problem)
         return protocol.timeline(network, Gradients(EVENTS // n), seed)
     edges = bench.topology.edges

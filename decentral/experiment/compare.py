@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from decentral.analysis.statistics import AXES, better_direction, one_copy, pair
 from decentral.analysis.tables import comparison_table
 from decentral.errors import InvalidInput
 from decentral.experiment import folder as folders
+from decentral.experiment.sweep_folder import Sweep, SweepRun, is_sweep
+
+if TYPE_CHECKING:
+    from decentral.experiment.result import Result
 
 COLUMNS = {
     "loss": "loss",
@@ -54,6 +59,7 @@ class _Row:
         manifest: the run's.
         metrics: metric -> ``(seeds, records)``.
         common: what rows have in common that were drawn from common tapes: seeds, problem, number of workers.
+        run: the run of a sweep it is of, and what that has of its own.
     """
 
     label: str
@@ -63,6 +69,7 @@ class _Row:
     manifest: Mapping[str, Any]
     metrics: Mapping[str, np.ndarray]
     common: str
+    run: SweepRun | None = None
 
     def hours(self, stage: str) -> float | None:
         """Wall hours: of the ``"run"`` itself, or of its ``"tuning"``."""
@@ -75,7 +82,7 @@ class _Row:
     def unequal(self) -> bool:
         """It is a pipeline or overlaps its all-reduces, or gradients are not updates one by one."""
         final = self.entry["final"]
-        if any(name.partition(":")[0] in ("load", "turn") for name in self.entry.get("counts", ())):
+        if any(name.partition(":")[0] in ("load", "turn", "error") for name in self.entry.get("counts", ())):
             return True
         return "updates" in final and final["updates"]["mean"] != final["gradients"]["mean"]
 
@@ -88,7 +95,7 @@ class _Row:
                 side = "" if metric in COUNTS else better_direction(metric)
                 cell, values = self.entry["final"][metric], self.metrics[metric][:, -1]
                 yield metric if machine else heading, cell, values, side, ()
-        target = self.entry.get("to_target") or {}
+        target = {} if "to_target" in hidden else self.entry.get("to_target") or {}
         for axis in AXES if target else ():
             if axis not in target or (axis != "time_s" and not machine):
                 continue
@@ -102,7 +109,7 @@ class _Row:
 
 
 def compare(directories: Sequence[str | Path], format: str = "text", *, hours: bool = False) -> str:
-    """A table of the algorithms of one or more runs.
+    """A table of the algorithms of one or more runs, or of sweeps, with columns for what their runs have of their own.
 
     In LaTeX the best mean of a column is bold if it is better than every other row by more than chance: the runs have the
     same seeds, problem and workers, so draw from common tapes, and the 95 % interval of each paired difference excludes 0.
@@ -110,30 +117,33 @@ def compare(directories: Sequence[str | Path], format: str = "text", *, hours: b
     (``METRIC_minus_best``; empty for rows without common tapes) and the hours of wall time on the run's device.
 
     Args:
-        directories: finished run folders.
+        directories: finished run folders, and sweep folders; of the latter the runs that are finished.
         format: ``"text"``, ``"latex"``, ``"csv"`` or ``"json"``.
         hours: add a line about the hours of wall time to text and LaTeX.
 
     Raises:
         InvalidInput: a folder is not a run, or not finished.
     """
-    paths = [folders.require_run(directory) for directory in directories]
+    paths = [
+        Path(directory) if is_sweep(directory) else folders.require_run(directory)
+        for directory in directories
+    ]
     if len({path.resolve() for path in paths}) < len(paths):
         raise InvalidInput("DIR", " ".join(map(str, paths)), "each run folder once")
     short = len({path.name for path in paths}) == len(paths)
     machine = format in ("csv", "json")
     rows = []
     for path in paths:
-        try:
-            own = _read(path, "" if len(paths) == 1 else f"{path.name if short else path}: ")
-            table_rows(own, machine=machine)
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            if isinstance(error, InvalidInput):
-                raise
-            raise InvalidInput(
-                "summary", str(path / "summary.json"), "a file this package wrote", f"It lacks {error}."
-            ) from None
-        rows += own
+        where = "" if len(paths) == 1 else f"{path.name if short else path}: "
+        if not is_sweep(path):
+            rows += _read(path, where, machine)
+            continue
+        runs = Sweep.load(path).having("finished")
+        if not runs:
+            raise InvalidInput("DIR", str(path), "a sweep with a finished run", "None of its runs is.")
+        for run in runs:
+            own = _read(run.folder, f"{where}{run.id} ", machine)
+            rows += [dataclasses.replace(row, run=run) for row in own]
     table = comparison_table(table_rows(rows, machine=machine), format)
     if machine:
         return table
@@ -143,8 +153,25 @@ def compare(directories: Sequence[str | Path], format: str = "text", *, hours: b
     return table + (f"{mark}{_hours(rows)}\n" if hours else "")
 
 
-def _read(path: Path, where: str) -> list[_Row]:
-    """The algorithms of a finished run."""
+def _read(path: Path, where: str, machine: bool) -> list[_Row]:
+    """The algorithms of a finished run.
+
+    Raises:
+        InvalidInput: it is not finished, or damaged.
+    """
+    try:
+        rows = _rows_of(path, where)
+        table_rows(rows, machine=machine)
+        return rows
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(
+            "summary", str(path / "summary.json"), "a file this package wrote", f"It lacks {error}."
+        ) from None
+
+
+def _rows_of(path: Path, where: str) -> list[_Row]:
     manifest = folders.read_json(path / "manifest.json", "manifest")
     if (status := manifest.get("status")) != "finished":
         advice = f"It failed: {manifest.get('error')}" if status == "failed" else "To finish it: "
@@ -168,6 +195,18 @@ def _read(path: Path, where: str) -> list[_Row]:
     return rows
 
 
+def row_of(result: Result, paired: str | None, common: str) -> _Row:
+    """The row of a result that is in memory.
+
+    Args:
+        result: it.
+        paired: what it shares with the others: a ``"trace"``, ``"tape"``, or None.
+        common: the same for results that drew from the same tapes.
+    """
+    manifest = {"wall_s": {result.name: result.wall_s}}
+    return _Row(result.name, result.name, result.summary(), paired, manifest, result.metrics, common)
+
+
 def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict[str, Any]]:
     """Label -> heading -> value.
 
@@ -182,8 +221,18 @@ def table_rows(rows: Sequence[_Row], *, machine: bool = False) -> dict[str, dict
     if not machine:
         hidden += () if any(row.unequal for row in rows) else UNEQUAL
         hidden += OF_COPIES if all(one_copy(row.metrics) for row in rows) else ()
+        # A sweep's runs have a level each, so a column each.
+        levels = {(row.entry.get("to_target") or {}).get("target") for row in rows if row.run is not None}
+        hidden += ("to_target",) if len(levels) > 1 else ()
     for row in rows:
         cells = table[row.label] = {}
+        if row.run is not None:
+            cells["algorithm"] = row.name
+            cells |= {"run": row.run.id} if machine else {}
+            for key, value in row.run.varied_of(row.name).items():
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                as_given = value is None or isinstance(value, str) or (machine and number)
+                cells[key] = value if as_given else json.dumps(value)  # a setting is no measured number
         for heading, cell, values, side, target in row.measured(hidden, machine):
             cells[heading] = dict(cell) if isinstance(cell, Mapping) else cell
             if side:

@@ -8,17 +8,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from decentral.algorithm import Algorithm
+from decentral.engine.stream import Stream
 from decentral.engine.trace import Trace, merge
 from decentral.errors import InvalidInput
+from decentral.experiment.devices import Devices, as_devices
 from decentral.experiment.memory import check_memory
+from decentral.experiment.optimizer_time import optimizer_costs, share_of_gradient
 from decentral.experiment.record import Record
 from decentral.experiment.result import Result
 from decentral.experiment.shapes import shapes_of, size_of, slot_shapes, token_bytes
 from decentral.experiment.simulation import Progress, Simulation, each
+from decentral.optical.feedback import as_feedback
 from decentral.problem import Problem
-from decentral.protocol import Network, Poisson, Protocol, Stop, Time
+from decentral.protocol import PROTOCOLS, Demand, Network, Poisson, Protocol, Recorded, Stop, Time
+from decentral.protocol.service import Service, require_served
 from decentral.timing import Cluster, Faults
-from decentral.topology import Topology
+from decentral.topology import DirectedTopology, Topology
 
 CONSTANTS = ("assumed", "realised")
 MANY = 10
@@ -38,6 +43,7 @@ def simulate(
     seeds: int | Sequence[int] = 1,
     constants: str = "assumed",
     name: str | None = None,
+    devices: Devices | int | None = None,
     progress: Callable[[Progress], None] | bool = False,
 ) -> Result:
     """Run an algorithm on a problem over a network of workers.
@@ -58,6 +64,7 @@ def simulate(
         seeds: how many (0, 1, ...), or which.
         constants: open step sizes come from the rates that are ``"assumed"``, or from those ``"realised"`` in the trace.
         name: the result's name.
+        devices: over which the workers are shared out: :class:`decentral.Devices`, or their number; one by default.
         progress: a callback, or True for a progress bar.
 
     Raises:
@@ -70,6 +77,39 @@ def simulate(
         >>> result.metrics["loss"].shape
         (1, 101)
     """
+    simulation = prepare(
+        problem, topology, algorithm, protocol, cluster=cluster, stop=stop, record=record, initial=initial, seeds=seeds,
+        constants=constants, name=name, devices=devices, stream=devices is None,
+    )  # fmt: skip
+    return simulation.run(progress=progress)
+
+
+def prepare(
+    problem: Problem | Sequence[Problem],
+    topology: Topology | Sequence[Topology],
+    algorithm: Algorithm,
+    protocol: Protocol | None = None,
+    *,
+    cluster: Cluster | None = None,
+    stop: Stop | float,
+    record: Record | None = None,
+    initial: Any = None,
+    seeds: int | Sequence[int] = 1,
+    constants: str = "assumed",
+    name: str | None = None,
+    devices: Devices | int | None = None,
+    stream: bool = False,
+) -> Simulation:
+    """The run of :func:`simulate`, with the same arguments, before its first event.
+
+    Its trace is there as a whole, unless ``stream`` and ``record.trace = False``.
+
+    Raises:
+        InvalidInput: something does not fit together.
+    """
+    devices = as_devices(devices)
+    if devices is not None:
+        devices.connect()  # before anything is computed
     protocol = Poisson() if protocol is None else protocol
     stop = Time(stop) if isinstance(stop, int | float) else stop
     seed_list = check_seeds(seeds)
@@ -89,12 +129,13 @@ def simulate(
         stop,
         seeds=len(seed_list),
         data_sets=len(set(map(id, problems))),
+        kept=not (stream and streams(protocol, networks[0], record or Record())),
     )
     began = time.perf_counter()
-    trace = timeline(protocol, networks, stop, seed_list)
+    trace = events_of(protocol, networks, stop, seed_list, record or Record(), stream=stream)
     timeline_s = time.perf_counter() - began
     networks = constants_of(constants, trace, networks)
-    result = replay(
+    simulation = Simulation(
         trace,
         problems,
         algorithm,
@@ -102,10 +143,11 @@ def simulate(
         record=record,
         initial=initial,
         name=name,
-        progress=progress,
+        devices=devices,
     )
-    result.wall_s["timeline"] = timeline_s
-    return result
+    simulation.wall_s["timeline"] += timeline_s
+    simulation.protocol = protocol
+    return simulation
 
 
 def replay(
@@ -119,6 +161,7 @@ def replay(
     states: Any = None,
     executor: str = "rows",
     name: str | None = None,
+    devices: Devices | int | None = None,
     progress: Callable[[Progress], None] | bool = False,
 ) -> Result:
     """Run an algorithm on a trace that exists: a recorded run, another algorithm's, another learning rate's.
@@ -135,6 +178,7 @@ def replay(
             ``Result.final`` of another run.
         executor: ``"rows"`` or ``"eager"`` (one event after another; slow, the oracle of the tests).
         name: the result's name.
+        devices: over which the workers are shared out: :class:`decentral.Devices`, or their number; one by default.
         progress: a callback, or True for a progress bar.
 
     Raises:
@@ -157,13 +201,14 @@ def replay(
         states=states,
         executor=executor,
         name=name,
+        devices=devices,
     )
     return simulation.run(progress=progress)
 
 
 def network_of(
     protocol: Protocol,
-    topology: Topology,
+    topology: Topology | DirectedTopology,
     algorithm: Algorithm,
     problem: Problem,
     cluster: Cluster | None = None,
@@ -174,16 +219,27 @@ def network_of(
         InvalidInput: the protocol does not serve this algorithm.
     """
     demand = algorithm.demand(Network(topology))
-    if "stages" in demand.meetings:
+    if {"stages", "feedback"} & set(demand.meetings):
         resolved = algorithm.resolve(problem, None)  # refuses a problem without stages
         elements = slot_shapes(problem, resolved, shapes_of(problem, resolved))
         demand = dataclasses.replace(
-            demand, stages=problem.stages.shapes, token_bytes=token_bytes(problem, elements)
+            demand,
+            stages=problem.stages.shapes,
+            token_bytes=token_bytes(problem, elements),
+            error_bytes=size_of(elements.get("error")),
         )
+    demand, cluster = _charged(protocol, topology, algorithm, problem, demand, cluster)
     network = protocol.network(topology, demand, cluster)
     # Other graphs than the topology, or a mixing matrix: how often to meet follows from those.
-    if (network.worst or network.schedule) is not None and (again := algorithm.demand(network)) != demand:
-        network = protocol.network(topology, again, cluster)
+    if (network.worst or network.schedule) is not None:
+        again = dataclasses.replace(
+            algorithm.demand(network),
+            service=demand.service,
+            optimizer_share=demand.optimizer_share,
+            optimizer_s=demand.optimizer_s,
+        )
+        if again != demand:
+            network = protocol.network(topology, again, cluster)
     shapes = shapes_of(problem, algorithm.resolve(problem, network))
     sizes = {
         "message_bytes": size_of(shapes.params if shapes.message is None else shapes.message),
@@ -192,7 +248,74 @@ def network_of(
     return dataclasses.replace(network, demand=dataclasses.replace(network.demand, **sizes))
 
 
-def constants_of(kind: str, trace: Trace, networks: Sequence[Network]) -> list[Network]:
+def _charged(
+    protocol: Protocol,
+    topology: Topology | DirectedTopology,
+    algorithm: Algorithm,
+    problem: Problem,
+    demand: Demand,
+    cluster: Cluster | None,
+) -> tuple[Demand, Cluster | None]:
+    """The demand with what gradients ask of optical units, and the cluster with the time that gradients take on it.
+
+    A cluster's seconds are those of a gradient by backpropagation and a step of an ordinary optimizer. Direct feedback alignment,
+    which computes no gradients of activations, takes two thirds of them; a learned optimizer adds those of its own step: to each
+    gradient of a worker with parameters of its own, to the backward passes of a pipeline's stages, or to the end of a meeting
+    where there is one copy, or an outer step; an overlapped all-reduce cuts it over the workers. Nothing is charged where times
+    come from a file or are those of ideal clocks without a cluster; feedback not to a pipeline's stages either, which have
+    seconds of their own.
+
+    Raises:
+        InvalidInput: units are asked and the protocol has no queue for them, or some workers have none.
+    """
+    if isinstance(protocol, Recorded):
+        return demand, cluster
+    service = _service(protocol, topology, algorithm, problem)
+    if cluster is None and isinstance(protocol, Poisson):
+        return demand, cluster
+    machines, staged = cluster or Cluster(), bool({"stages", "feedback"} & set(demand.meetings))
+    own, outer = (
+        share_of_gradient(cost, problem, machines, of_model=staged) for cost in optimizer_costs(algorithm)
+    )
+    if {"gradient", "batches"} & set(demand.meetings):
+        own, outer = 0.0, own * algorithm.optimizer_steps
+        if "batches" in demand.meetings:
+            outer /= topology.n  # a shard each; the means over tensors that a step needs are few numbers
+    own /= algorithm.events_per_update
+    optimizer_s = outer / machines.gradient_rate(topology.n)
+    demand = dataclasses.replace(demand, optimizer_share=own, optimizer_s=optimizer_s)
+    if service is not None and service.task is not None and topology.units:
+        service = dataclasses.replace(service, after=service.after + own)
+        return dataclasses.replace(demand, service=service), cluster
+    share = own + (1.0 if service is None else service.share)
+    if staged or share == 1.0:
+        return demand, cluster
+    return demand, machines.faster(1 / share)
+
+
+def _service(
+    protocol: Protocol, topology: Topology | DirectedTopology, algorithm: Algorithm, problem: Problem
+) -> Service | None:
+    """What gradients ask of optical units, and what of their time is left to the workers; None for backpropagation.
+
+    Raises:
+        InvalidInput: the protocol has no queue for the topology's units, or some workers have none.
+    """
+    feedback = as_feedback(algorithm.feedback)
+    service = None if feedback is None else feedback.service(problem)
+    if service is not None and service.task is not None and topology.units:
+        if not getattr(protocol, "serves_units", False):
+            able = [name for name, kind in PROTOCOLS.items() if getattr(kind, "serves_units", False)]
+            advice = (
+                "Its gradients cannot queue for the topology's optical units. Or leave out topology.units: projections then "
+                "take no time."
+            )
+            raise InvalidInput("protocol", type(protocol).__name__.lower(), " or ".join(able), advice)
+        require_served(topology)
+    return service
+
+
+def constants_of(kind: str, trace: Trace | Stream, networks: Sequence[Network]) -> list[Network]:
     """What step sizes are resolved from: the networks as assumed, or with the rates that happened in the trace.
 
     Raises:
@@ -204,7 +327,7 @@ def constants_of(kind: str, trace: Trace, networks: Sequence[Network]) -> list[N
         return list(networks)
     found = []
     for index, network in enumerate(networks):
-        realised = trace.replica(index).realised_topology(network.time_unit_s)
+        realised = realised_topology(trace, index, network.time_unit_s)
         if realised is None:
             raise InvalidInput(
                 "constants",
@@ -216,18 +339,57 @@ def constants_of(kind: str, trace: Trace, networks: Sequence[Network]) -> list[N
     return found
 
 
+def realised_topology(trace: Trace | Stream, index: int, unit_s: float) -> Topology | None:
+    """Of one replica, see :meth:`Trace.realised_topology`."""
+    if isinstance(trace, Stream):
+        return trace.realised_topology(unit_s, index)
+    return trace.replica(index).realised_topology(unit_s)
+
+
+def streams(protocol: Protocol, network: Network, record: Record) -> bool:
+    """Whether events are drawn, planned and done chunk by chunk, and never all there at once."""
+    draw = getattr(protocol, "stream", None)
+    return not record.trace and draw is not None and draw(network, Time(1.0), 0) is not None
+
+
+def events_of(
+    protocol: Protocol,
+    networks: Sequence[Network],
+    stop: Stop,
+    seeds: Sequence[int],
+    record: Record,
+    *,
+    stream: bool,
+) -> Trace | Stream:
+    """One trace with a replica per seed, or a stream: where that may be, nobody wants the trace, and the protocol can."""
+    if not (stream and streams(protocol, networks[0], record)):
+        return timeline(protocol, networks, stop, seeds)
+    sources = [protocol.stream(network, stop, seed) for network, seed in zip(networks, seeds, strict=True)]  # type: ignore[attr-defined]
+    found = Stream(sources, seeds, record.marks)
+    if record.events is not None and record.events[-1] > len(found):
+        raise record.beyond(len(found))
+    taken = found.gradients_of_workers.reshape(len(networks), -1)
+    for index, network in enumerate(networks):
+        _require_gradients(network, found.replicas[index].horizon_s, bool(taken[index].any()))
+    return found
+
+
 def timeline(protocol: Protocol, networks: Sequence[Network], stop: Stop, seeds: Sequence[int]) -> Trace:
     """One trace with a replica per seed."""
     traces = [protocol.timeline(network, stop, seed) for network, seed in zip(networks, seeds, strict=True)]
     for trace, network in zip(traces, networks, strict=True):
-        expected = network.gradients_per_s * trace.horizon_s
-        crashes = network.cluster is not None and network.cluster.faults != Faults()
-        if crashes and expected >= MANY and not trace.gradients_of_events.any():
-            raise InvalidInput(
-                "cluster.faults", f"no gradient of any worker in {trace.horizon_s:.3g} s", "workers that stay up long enough",
-                f"Without faults each would take about {expected:.3g}.",
-            )  # fmt: skip
+        _require_gradients(network, trace.horizon_s, bool(trace.gradients_of_events.any()))
     return merge(traces)
+
+
+def _require_gradients(network: Network, horizon_s: float, taken: bool) -> None:
+    expected = network.gradients_per_s * horizon_s
+    crashes = network.cluster is not None and network.cluster.faults != Faults()
+    if crashes and expected >= MANY and not taken:
+        raise InvalidInput(
+            "cluster.faults", f"no gradient of any worker in {horizon_s:.3g} s", "workers that stay up long enough",
+            f"Without faults each would take about {expected:.3g}.",
+        )  # fmt: skip
 
 
 def check_seeds(seeds: int | Sequence[int]) -> list[int]:

@@ -301,7 +301,12 @@ def publish(
         say(claim.line_with(NOT_JUDGED) if smoke else claim.line)
     if checked:
         judged = {"verdict": None, "words": NOT_JUDGED, "reason": ""} if smoke else {}
-        plain = {"script": script.name, "claims": [claim.as_dict() | judged for claim in checked]}
+        used = [one.path(runs, smoke=smoke).name for one in experiments_of(module, smoke=smoke)]
+        plain = {
+            "script": script.name,
+            "runs": used,
+            "claims": [claim.as_dict() | judged for claim in checked],
+        }
         folders.write_json(out / f"{script.stem}{small}.json", plain)
     return checked
 

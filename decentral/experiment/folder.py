@@ -31,12 +31,17 @@ WRITTEN = (
     "metrics.npz",
     "summary.json",
     "tuning.json",
+    "history.npz",
+    "meta_parameters.npz",
     "trace_*.npz",
     "*.png",
+    "report.html",
     "*.tmp",
     ".*.tmp",
 )
 """What a run leaves in its folder, beside ``manifest.json`` and ``checkpoint/``."""
+META_TRAINING = "meta-training"
+"""The kind that the manifest of a meta-training says; that of a run says none."""
 PACKAGES = ("decentral", "jax", "jaxlib", "optax", "networkx", "numpy", "scipy", "numba", "matplotlib")
 
 
@@ -108,23 +113,29 @@ def _empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a run folder; the system lifts the lock when the process dies.
+def exclusive(folder: Path, *, what: str = "a run", lock: str = "lock", wait: bool = False) -> Iterator[None]:
+    """Only one process at a time works in a folder; the system lifts the lock when the process dies.
+
+    Args:
+        folder: where.
+        what: is worked on, in words.
+        lock: the file in its ``checkpoint/`` that is locked.
+        wait: until the other process has finished, however long it takes.
 
     Raises:
         InvalidInput: another process is at work in it.
     """
     (folder / "checkpoint").mkdir(exist_ok=True)
-    with open(folder / "checkpoint" / "lock", "w") as file:
+    with open(folder / "checkpoint" / lock, "w") as file:
         with contextlib.suppress(ImportError):  # not on Windows
             import fcntl
 
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 advice = "Wait until it has finished, or stop it."
                 raise InvalidInput(
-                    "DIR", str(folder), "a run that no other process works on", advice
+                    "DIR", str(folder), f"{what} that no other process works on", advice
                 ) from None
             except OSError:  # a file system without locks
                 pass
@@ -212,8 +223,13 @@ def require_run(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def provenance(command_line: list[str] | None) -> dict[str, Any]:
-    """Where a result comes from: versions, commit, command, host, device, flags."""
+def provenance(command_line: list[str] | None, *, device: bool = True) -> dict[str, Any]:
+    """Where a result comes from: versions, commit, command, host, device, flags.
+
+    Args:
+        command_line: the command.
+        device: look at JAX's devices, which takes hold of them.
+    """
     import jax
 
     versions = {}
@@ -224,18 +240,17 @@ def provenance(command_line: list[str] | None) -> dict[str, Any]:
             from decentral import __version__
 
             versions[package] = __version__ if package == "decentral" else None
-    device = jax.devices()[0]
-    return {
+    known: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **versions},
         "commit": _commit(),
         "command_line": command_line,
         "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "flags": {
-            "x64": bool(jax.config.read("jax_enable_x64")),
-            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        },
     }
+    if device:
+        one = jax.devices()[0]
+        known["device"] = {"platform": one.platform, "kind": one.device_kind, "count": jax.device_count()}
+    x64 = bool(jax.config.read("jax_enable_x64"))
+    return known | {"flags": {"x64": x64, "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}}
 
 
 def now() -> str:

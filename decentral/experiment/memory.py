@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from decentral.algorithm import Algorithm
+from decentral.engine.stream import window_events
 from decentral.errors import InvalidInput
 from decentral.problem import Problem
 from decentral.protocol import Network, Protocol, Stop, Time
@@ -18,7 +19,9 @@ BYTES_PER_WORKER = 700
 """A graph while it is built: networkx on a ring, measured."""
 
 
-def check_size(network: Network, protocol: Protocol, stop: Stop, *, n: int, seeds: int) -> None:
+def check_size(
+    network: Network, protocol: Protocol, stop: Stop, *, n: int, seeds: int, kept: bool = True
+) -> None:
     """Refuse what is too large whatever the problem is, before anything is built.
 
     Args:
@@ -27,11 +30,12 @@ def check_size(network: Network, protocol: Protocol, stop: Stop, *, n: int, seed
         stop: when the run ends.
         n: workers of one seed.
         seeds: how many.
+        kept: all events are there at once (else a window of them).
 
     Raises:
         InvalidInput: the machine has less memory.
     """
-    events = expected_events(network, protocol, stop, n=n, seeds=seeds)
+    events = events_at_once(expected_events(network, protocol, stop, n=n, seeds=seeds), n * seeds, kept)
     _require_memory(
         {
             f"a graph of {n:,} workers": BYTES_PER_WORKER * n,
@@ -51,7 +55,8 @@ def check_memory(
     *,
     seeds: int,
     data_sets: int,
-) -> None:
+    kept: bool = True,
+) -> float:
     """Refuse a run that needs more memory than there is, before its events are drawn and its state is made.
 
     Args:
@@ -62,6 +67,10 @@ def check_memory(
         stop: when the run ends.
         seeds: how many.
         data_sets: how many different problems they have between them.
+        kept: as for :func:`check_size`.
+
+    Returns:
+        The bytes it is expected to need.
 
     Raises:
         InvalidInput: the machine has less memory.
@@ -73,8 +82,8 @@ def check_memory(
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / problem.workers_per_model
     )
     data = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(problem.shards))
-    events = expected_events(network, protocol, stop, n=n, seeds=seeds)
-    _require_memory(
+    events = events_at_once(expected_events(network, protocol, stop, n=n, seeds=seeds), n * seeds, kept)
+    return _require_memory(
         {
             # Beside the state itself: room for a record, and for a checkpoint.
             f"the state of {n * seeds:,} workers": 3 * per_worker * n * seeds,
@@ -83,6 +92,11 @@ def check_memory(
             f"{events:.3g} events": BYTES_PER_EVENT * events,
         }
     )
+
+
+def events_at_once(events: float, workers: int, kept: bool) -> float:
+    """Events in memory of so many in all; ``workers`` of all seeds."""
+    return events if kept else min(events, window_events(workers))
 
 
 def expected_events(network: Network, protocol: Protocol, stop: Stop, *, n: int, seeds: int) -> float:
@@ -134,7 +148,7 @@ def _control_group_bytes() -> float:
     return left
 
 
-def _require_memory(parts: dict[str, float]) -> None:
+def _require_memory(parts: dict[str, float]) -> float:
     needed, available, gib = sum(parts.values()), available_bytes(), 2**30
     if needed > available:
         largest = sorted(parts.items(), key=lambda part: -part[1])
@@ -143,5 +157,7 @@ def _require_memory(parts: dict[str, float]) -> None:
             "memory",
             f"about {needed / gib:,.1f} GiB ({words})",
             f"the {available / gib:,.1f} GiB that are free",
-            "Use fewer workers, seeds or events, or smaller parameters.",
+            "Use fewer workers, seeds or events, or smaller parameters. (Poisson clocks on a fixed graph need not keep their "
+            "events: record.trace = false.)",
         )
+    return needed

@@ -11,9 +11,23 @@ from typing import Any
 
 from decentral.errors import InvalidInput, suggest
 
+PARTS = (
+    *("optimizer", "outer_optimizer", "inner", "protocol", "compressor"),
+    *("feedback", "detector", "features", "code"),
+)
+"""Tables in an algorithm's table."""
+SHORT = {"lr": "optimizer.learning_rate"}
+"""What is typed so often that it has a short word."""
+INNER = ("projections", "meta_trainings")
+"""Folders of experiments whose specs are of another kind."""
+
 
 def read_tables(
-    source: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = (), smoke: bool = False
+    source: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    room: str = "experiments",
 ) -> dict[str, Any]:
     """The tables of a spec as they will run: ``[smoke]`` applied or left out, then the overrides. Nothing is validated.
 
@@ -21,11 +35,12 @@ def read_tables(
         source: a TOML file, the name of a packaged experiment, or the tables themselves.
         overrides: ``"dotted.key=TOML value"``.
         smoke: apply the ``[smoke]`` table.
+        room: where packaged ones lie, as of :func:`find_spec`.
 
     Raises:
         InvalidInput: no such file, not TOML, an override that leads nowhere, or no ``[smoke]`` table to apply.
     """
-    tables = _copy(source if isinstance(source, Mapping) else _read(find_spec(source)))
+    tables = _copy(source if isinstance(source, Mapping) else _read(find_spec(source, room)))
     small = tables.pop("smoke", None)
     if small is None and smoke:
         advice = "Add a table, e.g. [smoke] and below it topology.n = 8."
@@ -38,6 +53,23 @@ def read_tables(
         key, value = parse_override(text)
         _set(tables, key, value, f"--set {key}")
     return tables
+
+
+def changed(tables: Mapping[str, Any], values: Mapping[str, Any], said: str = "--set") -> dict[str, Any]:
+    """A copy of a spec's tables with other values under some dotted keys.
+
+    Args:
+        tables: as of :func:`read_tables`.
+        values: dotted key -> value.
+        said: where it was asked for.
+
+    Raises:
+        InvalidInput: a key that leads nowhere.
+    """
+    copied: dict[str, Any] = _copy(tables)
+    for key, value in values.items():
+        _set(copied, key, _copy(value), f"{said} {key}")
+    return copied
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -72,7 +104,7 @@ def find_spec(source: str | Path, room: str = "experiments") -> Path:
 
     Args:
         source: the path or the name.
-        room: "experiments" or "projections".
+        room: "experiments", "projections" or "meta_trainings".
 
     Raises:
         InvalidInput: neither; names the nearest.
@@ -81,7 +113,7 @@ def find_spec(source: str | Path, room: str = "experiments") -> Path:
     if path.is_file():
         return path
     known = packaged(room)
-    name = str(source).removeprefix("experiments/").removeprefix("projections/").removesuffix(".toml")
+    name = str(source).removeprefix("experiments/").removeprefix(f"{room}/").removesuffix(".toml")
     if name in known:
         return known[name]
     raise InvalidInput(
@@ -90,16 +122,16 @@ def find_spec(source: str | Path, room: str = "experiments") -> Path:
 
 
 def packaged(folder: str) -> dict[str, Path]:
-    """Name -> file of what the package carries in ``experiments``, its folder ``projections``, or ``topologies``."""
+    """Name -> file of what the package carries in ``experiments``, one of its folders ``INNER``, or ``topologies``."""
     here = Path(str(resources.files("decentral")))
-    inner = Path("experiments") / folder if folder == "projections" else Path(folder)
+    inner = Path("experiments") / folder if folder in INNER else Path(folder)
     for root in (here / "_packaged" / inner, here.parent / inner):
         if root.is_dir():
             found = {
                 path.relative_to(root).with_suffix("").as_posix(): path
                 for path in sorted(root.rglob("*.toml"))
             }
-            return {name: path for name, path in found.items() if not name.startswith("projections/")}
+            return {name: path for name, path in found.items() if name.partition("/")[0] not in INNER}
     return {}
 
 
@@ -152,7 +184,7 @@ def _set(tables: dict[str, Any], key: str, value: Any, said: str) -> None:
 
 
 def addressed(key: str, names: Sequence[str], said: str, value: Any) -> tuple[list[str], str]:
-    """Which algorithms ``X`` (all of them) or ``NAME.X`` speaks of, and X.
+    """Which algorithms ``X`` (all of them) or ``NAME.X`` speaks of, and X; ``lr`` is ``optimizer.learning_rate``.
 
     Args:
         key: what follows ``algorithm.``
@@ -166,14 +198,14 @@ def addressed(key: str, names: Sequence[str], said: str, value: Any) -> tuple[li
     owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
     rest = key if owner is None else key.removeprefix(f"{owner}.")
     first, _, deeper = rest.partition(".")
-    if first in names or (deeper and first not in ("optimizer", "inner", "protocol", "compressor")):
+    if first in names or (deeper and first not in PARTS):
         raise InvalidInput(
             said,
             value,
             "algorithm.X for all algorithms, algorithm.NAME.X for one",
             suggest(first, names).replace("Allowed", "Names"),
         )
-    return list(names) if owner is None else [owner], rest
+    return list(names) if owner is None else [owner], SHORT.get(rest, rest)
 
 
 def set_in(table: dict[str, Any], key: str, value: Any, said: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from decentral.cost.algorithms import METHODS, Algorithm
 from decentral.cost.layout import Layout
-from decentral.cost.projection import Projection, sensitivity
+from decentral.cost.optical import verdict
+from decentral.cost.projection import Projection, feedback_task, sensitivity
 from decentral.cost.scaling import LAWS
 from decentral.cost.search import Candidate, pareto, search
 from decentral.cost.workload import Transformer
@@ -182,8 +183,32 @@ def _tidy(value: Any) -> Any:
 def text(done: Projected) -> str:
     """The report, for a terminal."""
     plan, found = done.plan, done.projections
-    tokens = isinstance(plan.model, Transformer)
     lines = [f"{plan.name}: {_model_line(plan)}", _cluster_line(plan), _layout_line(plan.layouts[0]), ""]
+    lines += _columns([one.algorithm.label for one in found], table_rows(done))
+    lines += [
+        "",
+        "Where a step's time goes: seconds, share of the step, and the MFU that is left of the peak (FLOPs as the model needs",
+        "them: causal, nothing twice; above 100 % at the peak of 8 bits, as MFU is over that of 16):",
+    ]
+    lines += _waterfall(found)
+    lines += ["", best_line(done)]
+    for one in found:
+        lines.append(f"{one.algorithm.label}: memory {one.memory.verdict}")
+    lines += ["", "How sure:", *(f"  {line}" for line in sure_lines(done))]
+    lines += [f"\n{line}" for line in optical_lines(done)]
+    lines += [f"\n{line}" for line in other_lines(done)]
+    return "\n".join(lines) + "\n"
+
+
+def title_lines(done: Projected) -> list[str]:
+    """What is projected: model, cluster, layout."""
+    return [_model_line(done.plan), _cluster_line(done.plan), _layout_line(done.plan.layouts[0])]
+
+
+def table_rows(done: Projected) -> list[tuple[str, list[str]]]:
+    """Name -> a cell for each algorithm."""
+    plan, found = done.plan, done.projections
+    tokens = isinstance(plan.model, Transformer)
     rows: list[tuple[str, list[str]]] = [
         ("step", [_seconds(one.step_s) for one in found]),
         ("  80 % of measurements", [_range(_interval(plan, one)) for one in found]),
@@ -211,48 +236,66 @@ def text(done: Projected) -> str:
             rows.append(("price of the run", [f"{_plain(one.run_money):,.0f}" for one in found]))
         if plan.conditions.kg_co2_per_kwh is not None and powered:
             rows.append(("CO2 of the run", [f"{_plain(one.run_co2_kg) / 1e3:,.3g} t" for one in found]))
-    rows = [
+    return [
         row for row in rows if row[0] != "batch / batch asked for" or any(cell != "1.00" for cell in row[1])
     ]
-    lines += _columns([one.algorithm.label for one in found], rows)
-    lines += [
-        "",
-        "Where a step's time goes: seconds, share of the step, and the MFU that is left of the peak (FLOPs as the model needs",
-        "them: causal, nothing twice; above 100 % at the peak of 8 bits, as MFU is over that of 16):",
-    ]
-    lines += _waterfall(found)
-    lines += ["", _best_line(done)]
-    for one in found:
-        lines.append(f"{one.algorithm.label}: memory {one.memory.verdict}")
-    lines += ["", "How sure:"]
-    for one in found:
-        lines += [f"  {one.algorithm.label}: {trusted}" for trusted in plan.trust(one)]
+
+
+def sure_lines(done: Projected) -> list[str]:
+    """What measurements and simulated runs say of the numbers, and what was assumed."""
+    plan, found = done.plan, done.projections
+    lines = [f"{one.algorithm.label}: {trusted}" for one in found for trusted in plan.trust(one)]
     for one, more in zip(found, done.usefulness, strict=True):
         if more is not None:
-            lines.append(f"  {one.algorithm.label}: {more}")
+            lines.append(f"{one.algorithm.label}: {more}")
     if any(one.algorithm.kind not in SYNCHRONOUS for one in found) and not plan.evidence:
         lines.append(
-            "  Not waiting, or averaging rarely, makes a high MFU whatever is learned: useful MFU needs a simulated run in "
+            "Not waiting, or averaging rarely, makes a high MFU whatever is learned: useful MFU needs a simulated run in "
             "[evidence]."
         )
-    lines += [f"  {note}" for note in plan.notes]
-    if tokens and plan.conditions.tokens is not None:
+    return lines + list(plan.notes)
+
+
+def optical_lines(done: Projected) -> list[str]:
+    """Of each algorithm that has optical units, what its projections take there and on their digital rivals.
+
+    A number of an optical unit depends on its generation, the batch, the mode and the kind of rows, and on whom it is compared
+    with: none is reported without them.
+    """
+    lines = []
+    for one in done.projections:
+        if one.algorithm.kind == "dfa" and one.algorithm.get("projector") == "optical":
+            task, rivals = feedback_task(one)
+            try:
+                said = verdict(task, rivals)
+            except InvalidInput as error:  # the GPU's power is not known: no energy, so no verdict
+                said = f"{rivals.unit.name}, {task.words(rivals.unit)}. No comparison: {error}"
+            lines.append(
+                f"{one.algorithm.label} (a model of an optical unit; none was measured by us):\n{said}"
+            )
+    return lines
+
+
+def other_lines(done: Projected) -> list[str]:
+    """Loss as scaling laws have it, and MFU in other conventions, of a transformer."""
+    plan, found = done.plan, done.projections
+    if not isinstance(plan.model, Transformer):
+        return []
+    lines = []
+    if plan.conditions.tokens is not None:
         active = _plain(plan.model.active_parameters)
         laws = ", ".join(
             f"{name} {float(law.loss(active, plan.conditions.tokens)):.3f}" for name, law in LAWS.items()
         )
-        lines += [
-            "",
+        lines.append(
             f"Loss that scaling laws (constants recalled) give {active:.3g} parameters and {plan.conditions.tokens:.3g} tokens, "
-            f"nats per token, whatever the algorithm: {laws}",
-        ]
-    if tokens:
-        named = ", ".join(f"{name} {_percent(value)}" for name, value in found[0].conventions().items())
-        lines += [
-            "",
-            f"MFU of {found[0].algorithm.label} in other conventions (16-bit peak, input embedding not counted): {named}",
-        ]
-    return "\n".join(lines) + "\n"
+            f"nats per token, whatever the algorithm: {laws}"
+        )
+    named = ", ".join(f"{name} {_percent(value)}" for name, value in found[0].conventions().items())
+    lines.append(
+        f"MFU of {found[0].algorithm.label} in other conventions (16-bit peak, input embedding not counted): {named}"
+    )
+    return lines
 
 
 def _model_line(plan: Plan) -> str:
@@ -279,7 +322,8 @@ def _layout_line(one: Layout) -> str:
     return said + f"; sharding {one.sharding}, recompute {one.recompute}, schedule {one.schedule}"
 
 
-def _best_line(done: Projected) -> str:
+def best_line(done: Projected) -> str:
+    """The best that this cluster can do."""
     if done.best is None:
         return "Best attainable MFU: no legal synchronous layout of this batch fits into memory."
     lay = done.best.layout

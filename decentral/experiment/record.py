@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from decentral.engine.stream import Marks, Stream
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput, suggest
 
@@ -23,7 +24,9 @@ class Record:
         events: record after these numbers of events instead; everything is then taken at the time of the last of them.
         evaluate: compute losses and accuracies; without them a record costs O(n d).
         states: keep every worker's whole state at every record time, as stored (``Result.states``).
-        trace: save the trace in the run folder (else only its hash).
+        trace: keep the trace, and save it in the run folder. Without, events are drawn, planned and done chunk by chunk where the
+            protocol can (Poisson clocks, rendezvous), so that memory does not grow with their number, and the result has
+            only their hash: no chart or figures of who waited for whom.
         target: the level of ``target_metric`` whose time is reported; by default the best level that every
             algorithm reaches on every seed.
         target_metric: ``"suboptimality"`` where the optimum is known, else ``"loss"``.
@@ -67,7 +70,7 @@ class Record:
                     f"record.{name}", getattr(self, name), "numbers >= 0, each larger than the one before"
                 )
 
-    def schedule(self, trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    def schedule(self, trace: Trace | Stream) -> tuple[np.ndarray, np.ndarray]:
         """``(times_s, events)``: when to record each replica, and how many events are done by then.
 
         An event at a record time comes before the record. Record times by ``count`` are shares of each replica's own
@@ -79,30 +82,49 @@ class Record:
         Raises:
             InvalidInput: a record lies beyond the trace.
         """
-        horizons = np.array([replica.horizon_s for replica in trace.replicas])
+        if isinstance(trace, Stream):
+            return trace.times_s, trace.events
+        marks = self.marks(np.array([replica.horizon_s for replica in trace.replicas]), trace.one_horizon)
+        if marks.times_s is not None:
+            return marks.times_s, marks.before(trace, 0)
+        if marks.values[-1] > len(trace):
+            raise self.beyond(len(trace))
+        times_s = np.concatenate([[0.0], trace.time_s])[marks.values]
+        return np.broadcast_to(times_s, (len(trace.replicas), len(times_s))), marks.values
+
+    def marks(self, horizons_s: np.ndarray, one_horizon: bool) -> Marks:
+        """Where the records lie, before the events are known.
+
+        Args:
+            horizons_s: ``(replicas,)``.
+            one_horizon: they are all the same.
+
+        Raises:
+            InvalidInput: a record lies beyond a horizon.
+        """
         if self.events is not None:
-            events = np.asarray(self.events, np.int64)
-            if events[-1] > len(trace):
-                raise InvalidInput(
-                    "record.events", int(events[-1]), f"at most the {len(trace)} events of the trace"
-                )
-            times_s = np.concatenate([[0.0], trace.time_s])[events]
-            return np.broadcast_to(times_s, (len(horizons), len(events))), events
+            return Marks(None, np.asarray(self.events, np.int64), "events")
         if self.times_s is not None:
             times_s = np.asarray(self.times_s, float)
-            if times_s[-1] > horizons.min():
+            if times_s[-1] > horizons_s.min():
                 raise InvalidInput(
-                    "record.times_s", float(times_s[-1]), f"at most the horizon, {horizons.min()} s"
+                    "record.times_s", float(times_s[-1]), f"at most the horizon, {horizons_s.min()} s"
                 )
-            if not trace.one_horizon:
+            if not one_horizon:
                 raise InvalidInput(
                     "record.times_s", list(self.times_s), "record.count where each seed ends at its own time"
                 )
-            events = np.searchsorted(trace.time_s, times_s, side="right")
-            return np.broadcast_to(times_s, (len(horizons), len(times_s))), events
+            return Marks(np.broadcast_to(times_s, (len(horizons_s), len(times_s))), times_s, "time")
         if self.spacing == "linear":
             shares = np.linspace(0.0, 1.0, self.count + 1)
         else:
             shares = np.concatenate([[0.0], np.geomspace(1e-3, 1.0, self.count)])
         shares[-1] = 1.0
-        return horizons[:, None] * shares, np.searchsorted(trace.progress, shares, side="right")
+        return Marks(horizons_s[:, None] * shares, shares, "share")
+
+    def beyond(self, events: int) -> InvalidInput:
+        """The error for a record after the last event."""
+        assert self.events is not None
+        return InvalidInput(
+            "record.events", int(self.events[-1]), f"at most the {events} events of the trace"
+        )

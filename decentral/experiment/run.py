@@ -27,18 +27,21 @@ from decentral.analysis.gantt import plot_gantt
 from decentral.analysis.plots import plot_overview
 from decentral.analysis.statistics import AXES, better_direction, time_to_target, time_to_target_summary
 from decentral.analysis.timeline import summary_of
+from decentral.engine.stream import Stream
 from decentral.engine.trace import Trace
 from decentral.errors import InvalidInput, InvalidInputs, RunFailed, suggest
 from decentral.experiment import folder as folders
-from decentral.experiment.entry import constants_of, network_of, timeline
-from decentral.experiment.memory import check_memory, check_size
+from decentral.experiment.devices import agreed, by_first, is_first
+from decentral.experiment.entry import constants_of, events_of, network_of, realised_topology, streams
+from decentral.experiment.memory import check_memory, check_size, expected_events
 from decentral.experiment.result import Result
 from decentral.experiment.simulation import Diverged, Simulation, progress_bar
-from decentral.experiment.spec import Spec, load_spec, validate
+from decentral.experiment.spec import OPTIMIZERS, Spec, load_spec, validate
 from decentral.experiment.tune import METRICS, plot_tuning, trial_runs, trials_of, tune_algorithm
+from decentral.optical.feedback import Feedback
 from decentral.problem import Problem
 from decentral.protocol import Network
-from decentral.topology import Topology, named
+from decentral.topology import DirectedTopology, Topology, named
 
 CHECKPOINT_EVERY_S = 10.0
 RATES_WARNING = 0.2
@@ -99,8 +102,10 @@ def run(
         if isinstance(source, Spec)
         else load_spec(source, overrides=overrides, seeds=seeds, smoke=smoke)
     )
-    folders.require_free(out, overwrite)
-    with _interruptible() as check_interrupt:
+    connect(spec)
+    by_first(lambda: folders.require_free(out, overwrite))
+    told: list[str] = []
+    with interruptible() as check_interrupt, keeping_warnings(told):
         manifest = {
             "status": "running",
             "name": spec.name,
@@ -108,6 +113,7 @@ def run(
             "end": None,
             **folders.provenance(command_line),
             "source_hash": source_hash(spec),
+            "warnings": told,
         }
         begin = (
             _ready(spec, manifest)
@@ -115,8 +121,8 @@ def run(
             else _tuning(spec, {}, manifest, progress, check_interrupt)
         )
         check_interrupt()
-        path = folders.create(out, spec.name, manifest, overwrite=overwrite)
-        with folders.exclusive(path):
+        path = Path(by_first(lambda: folders.create(out, spec.name, manifest, overwrite=overwrite)))
+        with _alone_in(path):
             checkpoints = _Checkpoints(path / "checkpoint", checkpoint_every_s, check_interrupt)
             return _execute(path, manifest, begin, checkpoints, progress)
 
@@ -148,7 +154,11 @@ def resume(
             "DIR", str(path), "a run folder with spec.toml",
             "It was cut off before it began. Start it again: decentral run SPEC --out DIR --overwrite.",
         )  # fmt: skip
-    with _interruptible() as check_interrupt, folders.exclusive(path):
+    spec = load_spec(path / "spec.toml") if chosen else None
+    if spec is not None:
+        connect(spec)
+    told = manifest.setdefault("warnings", [])
+    with interruptible() as check_interrupt, _alone_in(path), keeping_warnings(told):
         if chosen and _hash((path / "spec.toml").read_bytes()) != manifest.get("spec_hash"):
             raise InvalidInput(
                 "spec.toml",
@@ -158,8 +168,8 @@ def resume(
             )
         here, then = folders.provenance(None), manifest.get("flags", {}).get("x64")
         before = {**manifest}
-        if chosen:
-            begin = _ready(load_spec(path / "spec.toml"), manifest)
+        if spec is not None:
+            begin = _ready(spec, manifest)
         else:
             record = folders.read_json(path / "tuning.json", "tuning")
             begin = _tuning(
@@ -188,6 +198,29 @@ def resume(
         return _execute(path, manifest, begin, checkpoints, progress)
 
 
+def connect(spec: Spec) -> None:
+    """Meet the other processes that run a spec, if it is for several.
+
+    Raises:
+        InvalidInput: they cannot be met.
+    """
+    devices = spec.devices_object()
+    if devices is not None:
+        devices.connect()
+
+
+@contextlib.contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """Of all processes on the machine only those of this run work in its folder.
+
+    Raises:
+        InvalidInput: another one does.
+    """
+    with contextlib.ExitStack() as stack:
+        by_first(lambda: stack.enter_context(folders.exclusive(path)))
+        yield
+
+
 class _Ready(NamedTuple):
     prepared: Prepared
     simulations: Iterator[Simulation]
@@ -199,9 +232,9 @@ def _ready(spec: Spec, manifest: dict[str, Any]) -> Callable[[Path], _Ready]:
     Raises:
         InvalidInput: what does not fit together.
     """
-    prepared = _prepare(spec)
+    prepared = prepare_run(spec, stream=spec.devices_object() is None)
     ready = _Ready(prepared, prepared.simulations())
-    manifest |= {"spec_hash": _hash(prepared.resolved_toml()), **prepared.pairing, "steps": prepared.steps}
+    manifest |= {"spec_hash": spec_hash(prepared), **prepared.pairing, "steps": prepared.steps}
     return lambda path: ready
 
 
@@ -224,7 +257,7 @@ def _tuning(
     Raises:
         InvalidInput: what does not fit together.
     """
-    tune, trials = spec.tune_object(), _prepare(trials_of(spec))
+    tune, trials = spec.tune_object(), prepare_run(trials_of(spec))
     assert tune is not None
     record: dict[str, Any] = {
         "spec": spec.as_dict(), "seeds": trials.spec.seed_list, "target": tune.target, "algorithms": dict(done),
@@ -254,7 +287,7 @@ def _tuning(
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], None]]:
+def interruptible() -> Iterator[Callable[[], None]]:
     """Ctrl-C is remembered: Python drops a KeyboardInterrupt that comes up inside a callback, and JAX has some.
 
     Yields:
@@ -283,9 +316,35 @@ def _interruptible() -> Iterator[Callable[[], None]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextlib.contextmanager
+def keeping_warnings(told: list[str]) -> Iterator[None]:
+    """What a person at the terminal is warned of is in the manifest too.
+
+    Args:
+        told: gets every message, once.
+    """
+    usual = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        if issubclass(category, UserWarning) and str(message) not in told:
+            told.append(str(message))
+        usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
+
+
 def source_hash(spec: Spec) -> str:
     """Of a spec as given, before step sizes are resolved: what a figure's script asks a run folder for."""
     return _hash(json.dumps(spec.as_dict(), sort_keys=True).encode())
+
+
+def spec_hash(prepared: Prepared) -> str:
+    """Of the resolved spec: what a run folder's ``spec.toml`` has to hold."""
+    return _hash(prepared.resolved_toml())
 
 
 def _hash(content: bytes) -> str:
@@ -302,7 +361,7 @@ class Prepared:
     networks: dict[str, list]
     algorithms: dict[str, list[Algorithm]]
     trace_of: dict[str, str]
-    traces: dict[str, Trace]
+    traces: dict[str, Trace | Stream]
     wall_s: dict[str, float]
 
     @cached_property
@@ -313,10 +372,7 @@ class Prepared:
             "seeds": self.spec.seed_list,
             "trace": self.trace_of,
             "paired": None if len(names) == 1 else "trace" if len(self.traces) == 1 else "tape",
-            "trace_hash": {
-                name: [trace.replica(k).hash for k in range(len(trace.replicas))]
-                for name, trace in self.traces.items()
-            },
+            "trace_hash": {name: list(trace.hashes) for name, trace in self.traces.items()},
         }
 
     def simulations(self) -> Iterator[Simulation]:
@@ -336,8 +392,9 @@ class Prepared:
             network=self.networks[name],
             record=self.record,
             name=name,
+            devices=self.spec.devices_object(),
         )
-        simulation.wall_s["timeline"] = self.wall_s.get(name, 0.0)
+        simulation.wall_s["timeline"] += self.wall_s.get(name, 0.0)
         metric, known = self.record.target_metric, simulation.metric_names()
         if metric is not None and metric not in known:
             raise InvalidInput("record.target_metric", metric, "a recorded metric", suggest(metric, known))
@@ -382,67 +439,135 @@ def resolved_arguments(algorithms: Sequence[Algorithm]) -> dict[str, Any]:
         # Tables of numbers (a step per edge) follow from the rest again.
         values = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
         plain.append(
-            {k: v.as_dict() if isinstance(v, Optimizer | Compressor) else v for k, v in values.items()}
+            {
+                k: v.as_dict() if isinstance(v, Optimizer | Compressor | Feedback) else v
+                for k, v in values.items()
+            }
         )
     agreed = {
         k: v for k, v in plain[0].items() if v is not None and all(other.get(k) == v for other in plain)
     }
-    if isinstance(agreed.get("optimizer"), dict):
-        agreed["optimizer"] = {k: v for k, v in agreed["optimizer"].items() if v is not None}
-    return agreed
+    return {
+        k: {name: item for name, item in v.items() if item is not None} if isinstance(v, dict) else v
+        for k, v in agreed.items()
+    }
 
 
-def _prepare(spec: Spec) -> Prepared:
+class Shared:
+    """Graphs and problems that specs have in common are built once."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def topology(self, spec: Spec, seed: int) -> Topology | DirectedTopology:
+        """The graph of one seed."""
+        return self._of("topology", spec, seed, spec.topology_of)
+
+    def problem(self, spec: Spec, seed: int) -> Problem:
+        """The problem of one seed."""
+        return self._of("problem", spec, seed, spec.problem_of)
+
+    def _of(self, room: str, spec: Spec, seed: int, build: Callable[[int], Any]) -> Any:
+        table = getattr(spec, room)
+        what = dataclasses.asdict(table), spec.topology.n, seed if spec.drawn_per_seed(room) else None
+        key = json.dumps([room, *what], sort_keys=True, default=str)
+        if key not in self._built:
+            self._built[key] = build(seed)
+        return self._built[key]
+
+
+class Size(NamedTuple):
+    """What a run of one algorithm takes: events of all seeds, and bytes of memory, both expected."""
+
+    events: float
+    memory_bytes: float
+
+
+def check(spec: Spec, shared: Shared, *, stream: bool = False) -> dict[str, Size]:
+    """Build the first seed's graph and problem, and see whether every algorithm can run on them, without running it.
+
+    Args:
+        spec: what to run.
+        shared: what is built already.
+        stream: as for :func:`prepare_run`.
+
+    Returns:
+        algorithm -> what it takes.
+
+    Raises:
+        InvalidInputs: what does not fit together, or into memory; everything that was found, at once.
+    """
+    problems = _Problems(spec.name)
+    problems.attempt(check_sizes, spec, stream)
+    problems.stop()
+    # The first seed's say whether those of all seeds fit into memory.
+    topology = problems.attempt(shared.topology, spec, spec.seed)
+    objective = problems.attempt(shared.problem, spec, spec.seed)
+    problems.stop()
+    protocols, cluster, stop = spec.protocols(), spec.cluster_object(), spec.stop_object()
+    data_sets = spec.seeds if spec.drawn_per_seed("problem") else 1
+
+    def size(name: str, algorithm: Algorithm) -> Size:
+        network = network_of(protocols[name], topology, algorithm, objective, cluster)
+        check_update(objective, algorithm.resolve(objective, network))
+        memory_bytes = check_memory(
+            objective, network, protocols[name], algorithm, stop, seeds=spec.seeds, data_sets=data_sets,
+            kept=not (stream and streams(protocols[name], network, spec.record_object())),
+        )  # fmt: skip
+        events = expected_events(network, protocols[name], stop, n=network.topology.n, seeds=spec.seeds)
+        return Size(events, memory_bytes)
+
+    sizes = {
+        name: problems.attempt(size, name, algorithm, prefix=f"algorithm {name}: ")
+        for name, algorithm in spec.algorithms().items()
+    }
+    problems.stop()
+    return sizes
+
+
+class _Problems:
+    """What is wrong with a spec, collected to be told at once."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.found = name, list[str]()
+
+    def attempt(self, build: Callable, *arguments: Any, prefix: str = "") -> Any:
+        try:
+            return build(*arguments)
+        except InvalidInput as error:
+            self.found.append(prefix + str(error))
+        except MemoryError as error:
+            self.found.append(prefix + str(InvalidInput("memory", str(error), "what this machine has free")))
+
+    def stop(self) -> None:
+        if self.found:
+            raise InvalidInputs(self.name, dict.fromkeys(self.found))
+
+
+def prepare_run(spec: Spec, shared: Shared | None = None, *, stream: bool = False) -> Prepared:
     """Everything that is decided before the first number.
+
+    Args:
+        spec: what to run.
+        shared: what is built already.
+        stream: with ``record.trace = false`` events need not all be there at once.
 
     Raises:
         InvalidInput: what does not fit together, or into memory; everything that was found, at once.
     """
-    problems: list[str] = []
-
-    def attempt(build: Callable, *arguments: Any, prefix: str = "") -> Any:
-        try:
-            return build(*arguments)
-        except InvalidInput as error:
-            problems.append(prefix + str(error))
-        except MemoryError as error:
-            problems.append(prefix + str(InvalidInput("memory", str(error), "what this machine has free")))
-
-    def stop_if_wrong():
-        if problems:
-            raise InvalidInputs(spec.name, dict.fromkeys(problems))
-
+    shared = shared or Shared()
+    check(spec, shared, stream=stream)
     protocols, cluster = spec.protocols(), spec.cluster_object()
     stop, record = spec.stop_object(), spec.record_object()
-    attempt(check_sizes, spec)
-    stop_if_wrong()
-    # The first seed's say whether those of all seeds fit into memory.
-    topologies = [attempt(spec.topology_of, spec.seed)]
-    objectives = [attempt(spec.problem_of, spec.seed)]
-    stop_if_wrong()
-    data_sets = spec.seeds if spec.drawn_per_seed("problem") else 1
-
-    def check(name: str, algorithm: Algorithm):
-        network = network_of(protocols[name], topologies[0], algorithm, objectives[0], cluster)
-        check_update(objectives[0], algorithm.resolve(objectives[0], network))
-        check_memory(
-            objectives[0], network, protocols[name], algorithm, stop, seeds=spec.seeds, data_sets=data_sets
-        )
-
-    for name, algorithm in spec.algorithms().items():
-        attempt(check, name, algorithm, prefix=f"algorithm {name}: ")
-    stop_if_wrong()
-    for room, built, build in (
-        ("topology", topologies, spec.topology_of),
-        ("problem", objectives, spec.problem_of),
-    ):
-        for seed in spec.seed_list[1:]:
-            again = spec.drawn_per_seed(room)
-            built.append(attempt(build, seed, prefix=f"seed {seed}: ") if again else built[0])
-    stop_if_wrong()
+    problems = _Problems(spec.name)
+    topologies, objectives = (
+        [problems.attempt(build, spec, seed, prefix=f"seed {seed}: ") for seed in spec.seed_list]
+        for build in (shared.topology, shared.problem)
+    )
+    problems.stop()
     networks, algorithms, trace_of, wall_s = {}, {}, {}, {}
     clocks: dict[Any, str] = {}
-    traces: dict[str, Trace] = {}
+    traces: dict[str, Trace | Stream] = {}
     for name, algorithm in spec.algorithms().items():
         protocol = protocols[name]
         own = [
@@ -454,7 +579,7 @@ def _prepare(spec: Spec) -> Prepared:
         if same not in clocks:
             began = time.perf_counter()
             clocks[same] = name
-            traces[name] = timeline(protocol, own, stop, spec.seed_list)
+            traces[name] = events_of(protocol, own, stop, spec.seed_list, record, stream=stream)
             wall_s[name] = time.perf_counter() - began
             record.schedule(traces[name])
         trace_of[name] = clocks[same]
@@ -467,8 +592,12 @@ def _prepare(spec: Spec) -> Prepared:
     return Prepared(spec, record, objectives, networks, algorithms, trace_of, traces, wall_s)
 
 
-def check_sizes(spec: Spec) -> None:
+def check_sizes(spec: Spec, stream: bool = False) -> None:
     """Refuse what is too large whatever the problem is, before anything is built.
+
+    Args:
+        spec: what to run.
+        stream: as for :func:`prepare_run`.
 
     Raises:
         InvalidInput: with the numbers.
@@ -480,7 +609,10 @@ def check_sizes(spec: Spec) -> None:
             network = protocols[name].network(pair, algorithm.demand(Network(pair)), cluster)
         except InvalidInput:
             continue  # not on two workers; what else is wrong comes up with the run's own graph
-        check_size(network, protocols[name], spec.stop_object(), n=spec.topology.n, seeds=spec.seeds)
+        kept = not (stream and streams(protocols[name], network, spec.record_object()))
+        check_size(
+            network, protocols[name], spec.stop_object(), n=spec.topology.n, seeds=spec.seeds, kept=kept
+        )
 
 
 def check_update(problem: Problem, algorithm: Algorithm) -> None:
@@ -489,20 +621,23 @@ def check_update(problem: Problem, algorithm: Algorithm) -> None:
     Raises:
         InvalidInput: the optimizer does not work with the arguments it was given.
     """
-    optimizer = getattr(algorithm, "optimizer", None)
-    if not isinstance(optimizer, Optimizer):
-        return
+    for name in OPTIMIZERS:
+        optimizer = getattr(algorithm, name, None)
+        if not isinstance(optimizer, Optimizer):
+            continue
+        optimizer = optimizer.bound_to(problem)
 
-    def step(params):
-        return optimizer.descend(params, params, optimizer.transformation().init(params))
+        def step(key, optimizer=optimizer):
+            params = problem.initial(key)
+            return optimizer.descend(params, params, optimizer.transformation().init(params))
 
-    try:
-        jax.eval_shape(lambda key: step(problem.initial(key)), jax.random.key(0))
-    except (TypeError, ValueError, AttributeError) as error:
-        words = str(error).splitlines()[0]
-        raise InvalidInput(
-            "optimizer", optimizer, "arguments it can compute with", f"optax says: {words}"
-        ) from None
+        try:
+            jax.eval_shape(step, jax.random.key(0))
+        except (TypeError, ValueError, AttributeError) as error:
+            words = str(error).splitlines()[0]
+            raise InvalidInput(
+                name, optimizer, "arguments it can compute with", f"optax says: {words}"
+            ) from None
 
 
 def _execute(
@@ -512,6 +647,8 @@ def _execute(
     checkpoints: _Checkpoints,
     progress: bool,
 ) -> Run:
+    if not is_first():
+        return _follow(path, begin, checkpoints)
     results: dict[str, Result] = {}
     extras: dict[str, dict] = {}
     simulation = None
@@ -527,14 +664,14 @@ def _execute(
             if simulation is not None and simulation.recorded:
                 results[simulation.name] = simulation.result()
         with contextlib.suppress(OSError, InvalidInput):
-            _write_metrics(path, results)
+            write_metrics(path, results)
         with contextlib.suppress(OSError):
             close(status, error)
 
     try:
         prepared, simulations = begin(path)
         if not any(checkpoints.folder.glob("*.npz")):
-            _write_inputs(path, manifest, prepared)
+            write_inputs(path, manifest, prepared)
         for simulation in simulations:
             name = simulation.name
             start = simulation.spread_of_gradients()
@@ -542,19 +679,15 @@ def _execute(
             if (
                 not results
             ):  # where there are checkpoints, nothing is written before the first has been found good
-                _write_inputs(path, manifest, prepared)
+                write_inputs(path, manifest, prepared)
             results[name] = simulation.run(
                 progress=progress_bar(name) if progress else False,
                 after_step=partial(checkpoints.after_step, simulation),
             )
             extras[name] = {"gradients_at_start": start, "gradients_at_end": simulation.spread_of_gradients()}
-            _write_metrics(path, results)
+            write_metrics(path, results)
             simulation = None  # its state goes before the next one comes
-        summary = summarise(prepared, results, extras)
-        folders.write_json(path / "summary.json", summary)
-        curves = {name: result.metrics for name, result in results.items()}
-        plot_overview(curves, path / "overview.png", title=prepared.spec.name)
-        draw_timelines(path, prepared, results)
+        summary = write_summary(path, prepared, results, extras)
         close("finished")
     except InvalidInput as error:
         if results or not any(
@@ -584,10 +717,38 @@ def _execute(
     return Run(path, prepared.spec, results, summary)
 
 
+def _follow(path: Path, begin: Callable[[Path], _Ready], checkpoints: _Checkpoints) -> Run:
+    """What the other processes of a run do: the same computations in the same order, and no file."""
+    prepared, simulations = begin(path)
+    results: dict[str, Result] = {}
+    extras: dict[str, dict] = {}
+    for simulation in simulations:
+        start = simulation.spread_of_gradients()
+        checkpoints.restore(simulation)
+        results[simulation.name] = simulation.run(after_step=partial(checkpoints.after_step, simulation))
+        end = simulation.spread_of_gradients()
+        extras[simulation.name] = {"gradients_at_start": start, "gradients_at_end": end}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first process says them
+        return Run(path, prepared.spec, results, summarise(prepared, results, extras))
+
+
+def write_summary(
+    path: Path, prepared: Prepared, results: dict[str, Result], extras: dict[str, dict]
+) -> dict[str, Any]:
+    """Write ``summary.json`` and the plots; returns the former."""
+    summary = summarise(prepared, results, extras)
+    folders.write_json(path / "summary.json", summary)
+    curves = {name: result.metrics for name, result in results.items()}
+    plot_overview(curves, path / "overview.png", title=prepared.spec.name)
+    draw_timelines(path, prepared, results)
+    return summary
+
+
 def draw_timelines(path: Path, prepared: Prepared, results: dict[str, Result]) -> None:
     """``gantt_NAME.png`` for every trace in which something takes time."""
     for name, trace in prepared.traces.items():
-        if trace.duration_s is not None:
+        if isinstance(trace, Trace) and trace.duration_s is not None:
             demand = prepared.networks[name][0].demand
             plot_gantt(
                 trace, path / f"gantt_{name}.png", title=f"{prepared.spec.name}: {name}",
@@ -595,12 +756,13 @@ def draw_timelines(path: Path, prepared: Prepared, results: dict[str, Result]) -
             )  # fmt: skip
 
 
-def _write_inputs(path: Path, manifest: dict[str, Any], prepared: Prepared) -> None:
+def write_inputs(path: Path, manifest: dict[str, Any], prepared: Prepared) -> None:
     """Manifest, and what a first start has not written already: spec and traces."""
     folders.write_json(path / "manifest.json", manifest)
     if not (path / "spec.toml").exists():
         folders.write_bytes(path / "spec.toml", prepared.resolved_toml())
     for name, trace in prepared.traces.items() if prepared.record.trace else ():
+        assert isinstance(trace, Trace)
         if not (path / f"trace_{name}.npz").exists():
             trace.save(path / f"trace_{name}.npz")
 
@@ -615,9 +777,11 @@ class _Checkpoints:
     def after_step(self, simulation: Simulation) -> None:
         """Write one if it is due, and when an algorithm is done."""
         began = time.perf_counter()
-        if began >= self.due_s or simulation.done:
+        if agreed(began >= self.due_s or simulation.done):
             wall = {f"wall_{stage}": np.array(value) for stage, value in simulation.wall_s.items()}
-            folders.write_arrays(self._path(simulation), simulation.snapshot() | wall)
+            arrays = simulation.snapshot() | wall
+            if is_first():
+                folders.write_arrays(self._path(simulation), arrays)
             ended = time.perf_counter()
             self.due_s = ended + max(self.every_s, 10 * (ended - began))
         self.check_interrupt()
@@ -629,7 +793,11 @@ class _Checkpoints:
             InvalidInput: the checkpoint is damaged, or of another run.
         """
         path = self._path(simulation)
-        if not path.exists():
+        there = path.exists()
+        if there != bool(agreed(there)):
+            advice = "Every process of a run has to see its folder."
+            raise InvalidInput("checkpoint", str(path), "a file that all processes see, or none", advice)
+        if not there:
             return
         arrays = folders.read_arrays(path, "checkpoint")
         try:
@@ -646,7 +814,7 @@ class _Checkpoints:
         return self.folder / f"{simulation.name}.npz"
 
 
-def _write_metrics(path: Path, results: dict[str, Result]) -> None:
+def write_metrics(path: Path, results: dict[str, Result]) -> None:
     """Bring ``metrics.npz`` up to date; what a start before this one recorded further on stays."""
     file = path / "metrics.npz"
     arrays = folders.read_arrays(file, "metrics") if file.exists() else {}
@@ -671,14 +839,16 @@ def summarise(prepared: Prepared, results: dict[str, Result], extras: dict[str, 
         if len({json.dumps(item, sort_keys=True, default=str) for item in entry["hyper_parameters"]}) == 1:
             entry["hyper_parameters"] = entry["hyper_parameters"][0]
         entry["trace"] = pairing["trace"][name]
-        entry["timeline"] = summary_of(result.trace)
+        trace = prepared.traces[pairing["trace"][name]]
+        if isinstance(trace, Trace):
+            entry["timeline"] = summary_of(trace)
         if networks[0].topology.n <= 1000 and isinstance(networks[0].topology, Topology):
             # Beyond, the constants cost more than small runs; decentral topology prints them.
             entry["chi_1"] = [network.chi_1 for network in networks]
             entry["chi_2"] = [network.chi_2 for network in networks]
             given = prepared.spec.algorithms()[name]
             theirs = resolved_arguments([given]) != resolved_arguments(result.algorithms[:1])
-            entry |= realised_constants(name, result, networks, warn=theirs)
+            entry |= realised_constants(name, trace, networks, warn=theirs)
         if metric is not None and level is not None:
             entry["to_target"] = {"metric": metric, "target": level} | {
                 axis: dataclasses.asdict(
@@ -700,12 +870,12 @@ def summarise(prepared: Prepared, results: dict[str, Result], extras: dict[str, 
 
 
 def realised_constants(
-    name: str, result: Result, networks: Sequence[Network], *, warn: bool
+    name: str, trace: Trace | Stream, networks: Sequence[Network], *, warn: bool
 ) -> dict[str, Any]:
     """chi_1 and chi_2 of the exchanges as they happened, per seed; may warn where they are not what was assumed."""
     found = {"realised_chi_1": [], "realised_chi_2": []}
     for index, network in enumerate(networks):
-        realised = result.trace.replica(index).realised_topology(network.time_unit_s)
+        realised = realised_topology(trace, index, network.time_unit_s)
         found["realised_chi_1"].append(None if realised is None else realised.chi_1)
         found["realised_chi_2"].append(None if realised is None else realised.chi_2)
         # Few exchanges are far from their mean by chance.
@@ -714,7 +884,7 @@ def realised_constants(
             or index
             or not warn
             or network.worst is not None  # assumed for each of the graphs, realised over all of them
-            or realised.total_rate * result.trace.horizon_s < ENOUGH * len(realised.edges)
+            or realised.total_rate * trace.horizon_s < ENOUGH * len(realised.edges)
         ):
             continue
         for constant in ("chi_1", "chi_2"):

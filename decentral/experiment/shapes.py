@@ -23,21 +23,32 @@ class Shapes(NamedTuple):
 
 def shapes_of(problem: Problem, algorithm: Algorithm) -> Shapes:
     """What a resolved algorithm holds and sends on a problem."""
+    return _shapes(problem, algorithm, [])
+
+
+def asks_gradient(problem: Problem, algorithm: Algorithm) -> bool:
+    """Whether a resolved algorithm takes gradients when it makes a message."""
+    asked: list[bool] = []
+    _shapes(problem, algorithm, asked)
+    return bool(asked)
+
+
+def _shapes(problem: Problem, algorithm: Algorithm, asked: list[bool]) -> Shapes:
+    """``asked`` gets an entry for every gradient that goes into a message."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(problem.initial, key)
     state = jax.eval_shape(algorithm.init, params, key)
 
-    def message(state, key):
+    def message(state, key, shards):
         def oracle(params, key, count):
-            return problem.oracle(algorithm.oracle)(
-                params, problem.shards, jnp.zeros((), jnp.int32), key, count
-            )
+            asked.append(True)
+            return problem.oracle(algorithm.oracle)(params, shards, jnp.zeros((), jnp.int32), key, count)
 
         actor = Actor(state, jnp.zeros((), problem.dtype), jnp.zeros((), jnp.uint32), algorithm, oracle, key)
         return algorithm.message(state, Local(actor), key)[0]
 
     sends = type(algorithm).message is not Algorithm.message
-    return Shapes(params, state, jax.eval_shape(message, state, key) if sends else None)
+    return Shapes(params, state, jax.eval_shape(message, state, key, problem.shards) if sends else None)
 
 
 def slot_shapes(problem: Problem, algorithm: Algorithm, shapes: Shapes) -> dict[str, Any]:
@@ -68,6 +79,11 @@ def slot_shapes(problem: Problem, algorithm: Algorithm, shapes: Shapes) -> dict[
             arguments = (state, token, None) if shape.takes else (state, None, token)
             token, stash = jax.eval_shape(partial(algorithm.forward, stage), *arguments)
             elements |= {f"token:{shape.gives}": token, f"stash:{shape.kind}": stash}
+    if type(algorithm).learn is not Algorithm.learn:
+        shape, stage, state, token = below[-1]
+        error = partial(algorithm.error, stage, problem.stages.loss)
+        elements["error"], elements[f"stash:{shape.kind}"] = jax.eval_shape(error, state, token, labels)
+        return elements
     cotoken = None
     for shape, stage, state, token in reversed(below):
         if shape.gives:
@@ -86,7 +102,7 @@ def token_bytes(problem: Problem, elements: dict[str, Any]) -> tuple[tuple[int, 
     """Bytes that go up and down between each two neighbouring stages."""
     shapes = [shape.gives for shape in problem.stages.shapes if shape.gives]
     return tuple(
-        (size_of(elements[f"token:{name}"]), size_of(elements[f"cotoken:{name}"])) for name in shapes
+        (size_of(elements[f"token:{name}"]), size_of(elements.get(f"cotoken:{name}"))) for name in shapes
     )
 
 

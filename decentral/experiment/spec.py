@@ -19,9 +19,12 @@ from typing import Any, Literal
 from decentral.algorithm import ALGORITHMS, Algorithm
 from decentral.algorithm.optimizer import as_optimizer
 from decentral.errors import DecentralError, InvalidInput, InvalidInputs, suggest
+from decentral.experiment.devices import Devices
 from decentral.experiment.overrides import algorithm_names, read_tables, set_in
 from decentral.experiment.record import Record
 from decentral.experiment.tune import Tune, points
+from decentral.optical.feedback import as_feedback
+from decentral.optical.ridge import PROBLEMS as OPTICAL_PROBLEMS
 from decentral.problem import PROBLEMS, Problem
 from decentral.protocol import PROTOCOLS, STOPS, Protocol, Stop
 from decentral.timing.cluster import CLUSTERS, Cluster, cluster_from
@@ -31,19 +34,31 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NAME_WORDS = "a string of letters, digits, '.', '_' and '-', at most 100 of them, the first a letter or digit"
 ROOMS: dict[str, Mapping[str, Callable]] = {
     "topology": TOPOLOGIES | DIRECTED,
-    "problem": PROBLEMS,
+    "problem": PROBLEMS | OPTICAL_PROBLEMS,
     "protocol": PROTOCOLS,
     "cluster": CLUSTERS,
     "stop": STOPS,
     "record": {"uniform": Record},
     "tune": {"grid": Tune},
+    "devices": {"blocks": Devices},
     "algorithm": ALGORITHMS,
 }
-DEFAULT_KINDS = {"protocol": "poisson", "record": "uniform", "cluster": "uniform", "tune": "grid"}
-NESTED = {"cluster": ("compute", "links", "faults"), "algorithm": ("optimizer", "inner", "compressor")}
+DEFAULT_KINDS = {
+    "protocol": "poisson",
+    "record": "uniform",
+    "cluster": "uniform",
+    "tune": "grid",
+    "devices": "blocks",
+}
+OPTIMIZERS = ("optimizer", "outer_optimizer")
+NESTED = {
+    "cluster": ("compute", "links", "faults"),
+    "algorithm": (*OPTIMIZERS, "inner", "compressor", "feedback", "detector", "features", "code"),
+    "problem": ("inner",),
+}
 """Arguments that are tables (or the name of one) of their own; what they name checks them."""
-NOT_IN_A_FILE = {"problem": ("n",), "record": ("states",)}
-"""Arguments that a table does not have: the workers are the topology's; a run folder keeps no states."""
+NOT_IN_A_FILE = {"problem": ("n",), "record": ("states",), "devices": ("process",)}
+"""Arguments that a table does not have: the workers are the topology's; a run folder keeps no states; processes share a spec."""
 CHEAP_N = 1024
 """Up to here a graph is built to see whether it can be, with everything else that is looked at first."""
 
@@ -57,6 +72,7 @@ class Spec:
         topology, problem, protocol, stop, record: one table each.
         cluster: one table, or None: then nothing is said about the machines.
         tune: one table, or None: then nothing is tuned. What is tuned may be left open in the algorithms' tables.
+        devices: one table, or None: then the run is on one device.
         algorithm: one or more tables; one may have a protocol of its own.
         seed: the first seed.
         seeds: how many.
@@ -71,6 +87,7 @@ class Spec:
     record: Any
     cluster: Any = None
     tune: Any = None
+    devices: Any = None
     seed: int = 0
     seeds: int = 1
 
@@ -82,8 +99,11 @@ class Spec:
     @property
     def dtype(self) -> str:
         """Of the parameters: the problem's, given or by default."""
-        parameter = inspect.signature(PROBLEMS[self.problem.kind]).parameters.get("dtype")
-        return "float32" if parameter is None else self.problem.dtype or parameter.default
+        table = self.problem
+        while getattr(table, "inner", None) is not None:
+            table = table.inner
+        parameter = inspect.signature(ROOMS["problem"][table.kind]).parameters.get("dtype")
+        return "float32" if parameter is None else table.dtype or parameter.default
 
     def algorithm_names(self) -> list[str]:
         """The name of each algorithm: given, or its kind."""
@@ -107,7 +127,7 @@ class Spec:
 
     def problem_of(self, seed: int) -> Problem:
         """The problem of one seed."""
-        return PROBLEMS[self.problem.kind](n=self.topology.n, **_arguments_for("problem", self.problem, seed))
+        return _problem(self.problem, self.topology.n, seed)
 
     def protocols(self) -> dict[str, Protocol]:
         """Name -> the protocol of each algorithm: its own, or the spec's."""
@@ -139,6 +159,10 @@ class Spec:
     def tune_object(self) -> Tune | None:
         """What the tune table says."""
         return None if self.tune is None else Tune(**_arguments(self.tune))
+
+    def devices_object(self) -> Devices | None:
+        """What the devices table says."""
+        return None if self.devices is None else Devices(**_arguments(self.devices))
 
     def grids(self) -> dict[str, dict[str, list]]:
         """Algorithm -> dotted key -> values to try, of the algorithms that are tuned."""
@@ -202,6 +226,10 @@ def validate(tables: Mapping[str, Any], where: str = "spec") -> Spec:
     Raises:
         InvalidInputs: everything that is wrong, at once.
     """
+    if "pes" in tables:
+        raise InvalidInputs(
+            where, ["pes: got a table; allowed: nothing. This is a meta-training: decentral meta-train SPEC."]
+        )
     problems: list[str] = []
     fields = [field.name for field in dataclasses.fields(Spec)]
     problems += [
@@ -216,7 +244,7 @@ def validate(tables: Mapping[str, Any], where: str = "spec") -> Spec:
     for room in ("topology", "problem", "stop", "protocol", "record"):
         default = {} if room in DEFAULT_KINDS else None
         values[room] = _table(room, tables.get(room, default), room, problems)
-    for room in ("cluster", "tune"):
+    for room in ("cluster", "tune", "devices"):
         if room in tables:
             values[room] = _table(room, tables[room], room, problems)
     graph = values["topology"]
@@ -225,11 +253,31 @@ def validate(tables: Mapping[str, Any], where: str = "spec") -> Spec:
     if None not in (values["seed"], values["seeds"]) and values["seed"] + values["seeds"] > 2**31:
         text = f"{values['seed']} ... {values['seed'] + values['seeds'] - 1}"
         problems.append(str(InvalidInput("seeds", text, "seeds up to 2**31 - 1")))
+    if not problems:
+        problems += _missing_control(Spec(**values))
     if "tune" in tables and not problems:
         problems += _wrong_trials(Spec(**values))
+    if "devices" in tables and not problems:
+        problems += _wrong_devices(Spec(**values))
     if problems:
         raise InvalidInputs(where, dict.fromkeys(problems))
     return Spec(**values)
+
+
+def _missing_control(spec: Spec) -> list[str]:
+    """Random feedback without the run that shows what the last layer learns alone."""
+    tables = dict(zip(spec.algorithm_names(), spec.algorithm, strict=True))
+    feedbacks = {name: algorithm.feedback for name, algorithm in spec.algorithms().items()}
+    taught = [name for name, feedback in feedbacks.items() if feedback is not None and feedback.is_random]
+    if not taught or any(
+        feedback is not None and feedback.kind == "shallow" for feedback in feedbacks.values()
+    ):
+        return []
+    advice = (
+        f'Add: [[algorithm]] name = "shallow", kind = "{tables[taught[0]].kind}", the other keys as of {taught[0]!r}, and '
+        'feedback = { kind = "shallow" }: only the last layer learns, which alone may be most of an accuracy.'
+    )
+    return [str(InvalidInput("algorithm", f"feedback of {taught[0]!r} without its control", "both", advice))]
 
 
 def _wrong_trials(spec: Spec) -> list[str]:
@@ -249,6 +297,22 @@ def _wrong_trials(spec: Spec) -> list[str]:
     return problems
 
 
+def _wrong_devices(spec: Spec) -> list[str]:
+    """What is wrong with the devices of a spec that is right otherwise."""
+    devices, problems = spec.devices_object(), []
+    assert devices is not None
+    workers = spec.topology.n * spec.seeds
+    if devices.count is not None and workers % devices.count:
+        allowed = f"a divisor of {workers}, topology.n x seeds"
+        problems.append(str(InvalidInput("devices.count", devices.count, allowed)))
+    if spec.tune is not None and devices.processes > 1:
+        advice = "Tune on one process first: spec.toml in its folder has what was chosen."
+        problems.append(
+            str(InvalidInput("devices.processes", devices.processes, "1 with a table [tune]", advice))
+        )
+    return problems
+
+
 def _changed(name: str, table: Any, values: Mapping[str, Any], problems: list[str]) -> Any:
     """An algorithm's table with other values under some dotted keys; what is wrong with them is added to ``problems``."""
     plain = _plain(table)
@@ -258,6 +322,23 @@ def _changed(name: str, table: Any, values: Mapping[str, Any], problems: list[st
     except InvalidInput as error:
         problems.append(str(error))
     return _table(f"algorithm.{name}", plain, "algorithm", problems)
+
+
+def read_problem(key: str, table: Any) -> Callable[[int, int], Problem]:
+    """A problem's table where no spec is around it: ``(n, seed) -> problem``.
+
+    Args:
+        key: what the table is called in messages.
+        table: kind and arguments.
+
+    Raises:
+        InvalidInputs: everything that is wrong, at once.
+    """
+    problems: list[str] = []
+    read = _table(key, table, "problem", problems)
+    if problems:
+        raise InvalidInputs(key, problems)
+    return lambda n, seed: _problem(read, n, seed)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -334,6 +415,14 @@ def _table(key: str, table: Any, room: str, problems: list[str]) -> Any:
         if not bad & required:  # what else is wrong?
             _table(key, {k: v for k, v in table.items() if k not in bad}, room, problems)
         return None
+    if room in ("algorithm", "problem") and hasattr(read, "inner"):
+        parameter = inspect.signature(kinds[kind]).parameters["inner"]
+        if read.inner is not None or parameter.default is inspect.Parameter.empty:
+            given = {"kind": read.inner} if isinstance(read.inner, str) else read.inner
+            inner = _table(f"{key}.inner", given, room, problems)
+            if inner is None:
+                return None
+            read = dataclasses.replace(read, inner=inner)
     if room == "algorithm":
         _attempt(lambda: _algorithm(read), key, room, problems)
         if read.protocol is not None:
@@ -341,7 +430,7 @@ def _table(key: str, table: Any, room: str, problems: list[str]) -> Any:
             read = dataclasses.replace(read, protocol=own)
     elif room == "cluster":
         _attempt(lambda: cluster_from(_arguments(read) | {"kind": kind}), key, room, problems)
-    elif room in ("protocol", "stop", "record", "tune"):
+    elif room in ("protocol", "stop", "record", "tune", "devices"):
         _attempt(lambda: kinds[kind](**_arguments(read)), key, room, problems)
     elif room == "topology" and read.n < 2:
         problems.append(str(InvalidInput(f"{key}.n", read.n, "an integer >= 2")))
@@ -365,7 +454,9 @@ def _grammar(room: str, kind: str, build: Callable) -> tuple[type, Any]:
     """The validator of a table: a frozen dataclass with ``kind`` and the arguments of ``build`` that a file can hold."""
     from pydantic import ConfigDict, TypeAdapter
 
-    hints = typing.get_type_hints(build.__init__ if inspect.isclass(build) else build)
+    # Of a dataclass each base's annotations mean what they mean in its own module; those of __init__ would not.
+    own = inspect.isclass(build) and not dataclasses.is_dataclass(build)
+    hints = typing.get_type_hints(build.__init__ if own else build)
     required: list[tuple] = [("kind", Literal[kind])]
     optional: list[tuple] = []
     if room == "algorithm":
@@ -377,6 +468,8 @@ def _grammar(room: str, kind: str, build: Callable) -> tuple[type, Any]:
             ("rates_budget", str | None, None),
             ("edge_time_s", float | None, None),
         ]
+    if room == "topology":  # optical units, that serve the workers
+        optional.append(("units", dict[str, Any] | list[dict[str, Any]] | None, None))
     for name, parameter in inspect.signature(build).parameters.items():
         if name in NOT_IN_A_FILE.get(room, ()):
             continue
@@ -384,7 +477,7 @@ def _grammar(room: str, kind: str, build: Callable) -> tuple[type, Any]:
             optional.append(("seed", int | None, None))
         elif name in NESTED.get(room, ()):
             optional.append(
-                (name, dict[str, Any] | None if name == "optimizer" else dict[str, Any] | str | None, None)
+                (name, dict[str, Any] | None if name in OPTIMIZERS else dict[str, Any] | str | None, None)
             )
         elif parameter.default is inspect.Parameter.empty:
             required.append((name, _readable(hints[name])))
@@ -466,16 +559,27 @@ def _protocol(table) -> Protocol:
     return PROTOCOLS[table.kind](**_arguments(table))
 
 
+def _problem(table, n: int, seed: int) -> Problem:
+    arguments = _arguments_for("problem", table, seed)
+    if "inner" in arguments:  # the workers are the inner problem's
+        return ROOMS["problem"][table.kind](**arguments | {"inner": _problem(arguments["inner"], n, seed)})
+    return ROOMS["problem"][table.kind](n=n, **arguments)
+
+
 def _algorithm(table) -> Algorithm:
     arguments = _arguments(table)
+    if "inner" in arguments:
+        arguments["inner"] = _algorithm(arguments["inner"])
     for key in ("name", "constants", "protocol"):
         arguments.pop(key, None)
-    if "optimizer" in arguments:
-        recipe = arguments["optimizer"]
+    for key in set(OPTIMIZERS) & set(arguments):
+        recipe = arguments[key]
         rate = recipe.get("learning_rate")
         if not isinstance(recipe.get("kind", "sgd"), str):
-            raise InvalidInput("optimizer.kind", recipe["kind"], "the name of an optax optimizer")
+            raise InvalidInput(f"{key}.kind", recipe["kind"], "the name of an optax optimizer")
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float)):
-            raise InvalidInput("optimizer.learning_rate", rate, "a finite number >= 0")
-        arguments["optimizer"] = as_optimizer(recipe)
+            raise InvalidInput(f"{key}.learning_rate", rate, "a finite number >= 0")
+        arguments[key] = as_optimizer(recipe)
+    if "feedback" in arguments:
+        arguments["feedback"] = as_feedback(arguments["feedback"])
     return ALGORITHMS[table.kind](**arguments)

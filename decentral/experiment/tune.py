@@ -21,11 +21,11 @@ import numpy as np
 
 from decentral.analysis.plots import STYLE, save_figure, styles
 from decentral.analysis.statistics import better_direction, time_to_target
-from decentral.engine.trace import merge
+from decentral.engine.trace import Trace, merge
 from decentral.errors import InvalidInput, RunFailed, suggest
 from decentral.experiment.memory import check_memory
 from decentral.experiment.overrides import addressed, flat
-from decentral.experiment.simulation import Simulation, progress_bar
+from decentral.experiment.simulation import Simulation, Tolerant, progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,13 +168,6 @@ class TrialRun(NamedTuple):
     simulation: Simulation
 
 
-class _Trials(Simulation):
-    """A replica that diverges is the worst point of its grid; the others, which never meet it, go on."""
-
-    def _diverged(self, barrier: int) -> None:
-        pass
-
-
 def trial_runs(spec: Spec, trials: Prepared, done: Iterable[str] = ()) -> Iterator[TrialRun]:
     """The runs of all trials: the first one is made now, the others when their turn comes.
 
@@ -203,12 +196,13 @@ def trial_runs(spec: Spec, trials: Prepared, done: Iterable[str] = ()) -> Iterat
 
     def made(name: str, titles: list[str], members: list[int]) -> TrialRun:
         trace = trials.traces[trials.trace_of[titles[members[0]]]]
+        assert isinstance(trace, Trace)
         replicas = [trace.replica(k) for k in range(seeds)]
 
         def of_all(parts: Mapping[str, list]) -> list:
             return [part for member in members for part in parts[titles[member]]]
 
-        simulation = _Trials(
+        simulation = Tolerant(  # a point that diverges is the worst of its grid
             merge(replicas * len(members)), trials.problems * len(members), of_all(trials.algorithms),
             network=of_all(trials.networks), record=trials.record, name=f"tuning {name}",
         )  # fmt: skip

@@ -1,0 +1,16 @@
+"""Progress bars, the same in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+
+def bar(**arguments: Any) -> Any:
+    """A tqdm bar with tqdm's arguments: a widget in a notebook, or characters where ipywidgets is not installed."""
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # "install ipywidgets": characters do as well
+        from tqdm.auto import tqdm
+    return tqdm(**arguments)
