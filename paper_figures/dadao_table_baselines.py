@@ -18,6 +18,7 @@ CASES = {
     for n in SIZES
 }
 EXPERIMENTS = tuple(CASES.values())
+SMOKE_EXPERIMENTS = tuple(run for (_, _, n), run in CASES.items() if n in SIZES[:2])
 TARGET = 1e-6
 ORDERS = {  # of communications, with the independent measurement of the slope
     "msda": {
@@ -46,8 +47,13 @@ def to_target(runs, axis: str, kind: str, n: int, algorithm: str) -> np.ndarray:
     return time_to_target(values, distance / distance[:, :1], TARGET)
 
 
+def sizes(runs) -> tuple[int, ...]:
+    """A look takes the first two."""
+    return SIZES[:2] if runs.smoke else SIZES
+
+
 def over_sizes(runs, axis: str, kind: str, algorithm: str) -> np.ndarray:
-    return np.array([to_target(runs, axis, kind, n, algorithm) for n in SIZES])
+    return np.array([to_target(runs, axis, kind, n, algorithm) for n in sizes(runs)])
 
 
 def draw(runs):
@@ -66,9 +72,11 @@ def draw(runs):
                 for name, label in LABELS.items():
                     mean, half = mean_interval(over_sizes(runs, axis, kind, name), axis=1)
                     own = look[KINDS.get(name, name)]
-                    axes.errorbar(SIZES, mean, half, marker="o", markersize=4, capsize=2, label=label, **own)
+                    axes.errorbar(
+                        sizes(runs), mean, half, marker="o", markersize=4, capsize=2, label=label, **own
+                    )
                 axes.set(xscale="log", yscale="log")
-                axes.set_xticks(SIZES, map(str, SIZES))
+                axes.set_xticks(sizes(runs), map(str, sizes(runs)))
                 axes.minorticks_off()
                 axes.margins(x=0.1)
             low, high = (
@@ -100,10 +108,12 @@ def claims(runs):
                 (round(measured - 0.3, 2), round(measured + 0.3, 2)),
             )
             checked.append(
-                claim.check(*over_seeds(slopes(SIZES, over_sizes(runs, "communications", kind, name))))
+                claim.check(*over_seeds(slopes(sizes(runs), over_sizes(runs, "communications", kind, name))))
             )
     for kind in ("path", "star", "complete"):
-        values = (to_target(runs, "communications", kind, 36, name) for name in ("adom-mc", "dadao"))
+        values = (
+            to_target(runs, "communications", kind, sizes(runs)[-1], name) for name in ("adom-mc", "dadao")
+        )
         claim = Claim(
             "B8",
             "DADAO",

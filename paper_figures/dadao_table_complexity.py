@@ -15,6 +15,7 @@ CASES = {
     for n in SIZES
 }
 EXPERIMENTS = tuple(CASES.values())
+SMOKE_EXPERIMENTS = tuple(run for (_, n), run in CASES.items() if n in SIZES[:2])
 TARGET = 1e-6
 LOOKS = {
     "star": ("o", "#3f90da"),
@@ -24,10 +25,15 @@ LOOKS = {
 }
 
 
+def sizes(runs) -> np.ndarray:
+    """A look takes the first two."""
+    return np.array(SIZES[:2] if runs.smoke else SIZES)
+
+
 def to_target(runs, axis: str, kind: str, algorithm: str = "dadao"):
     """Value of an axis (time_s, gradients, exchanges) when the target is met, (sizes, seeds)."""
     found = []
-    for n in SIZES:
+    for n in sizes(runs):
         run = runs[CASES[kind, n]]
         distance = run.metric(algorithm, "distance_to_optimum")
         found.append(time_to_target(run.metric(algorithm, axis), distance / distance[:, :1], TARGET))
@@ -48,16 +54,16 @@ def draw(runs):
     ) as (figure, (row,)):
         for place, (kind, order) in enumerate(ORDERS.items()):
             marker, colour = LOOKS[kind]
-            beside = np.array(SIZES) * 1.03 ** (place - 1.5)
+            beside = sizes(runs) * 1.03 ** (place - 1.5)
             for axes, axis in zip(row, ("gradients", "exchanges"), strict=True):
                 values = to_target(runs, axis, kind)
                 mean, half = mean_interval(
-                    values / np.array(SIZES)[:, None] if axis == "gradients" else values, axis=1
+                    values / sizes(runs)[:, None] if axis == "gradients" else values, axis=1
                 )
                 if not np.isfinite(mean).all():  # the smoke test ends before the target
                     continue
                 axes.errorbar(
-                    beside if axis == "gradients" else SIZES,
+                    beside if axis == "gradients" else sizes(runs),
                     mean,
                     half,
                     marker=marker,
@@ -68,9 +74,9 @@ def draw(runs):
                 )
                 if axis == "exchanges":
                     power = {"n": 1.0, r"n^{1.5}": 1.5, r"n^2": 2.0}[order]
-                    guide = np.array(SIZES) ** power
+                    guide = sizes(runs) ** power
                     axes.plot(
-                        SIZES,
+                        sizes(runs),
                         guide * np.exp(np.log(mean / guide).mean()),
                         color=colour,
                         linewidth=1,
@@ -89,7 +95,7 @@ def draw(runs):
             xscale="log", yscale="log", xlabel="workers n", ylabel="communications", title="Communications"
         )
         for axes in row:
-            axes.set_xticks(SIZES, map(str, SIZES))
+            axes.set_xticks(sizes(runs), map(str, sizes(runs)))
             axes.minorticks_off()
             axes.margins(x=0.1)
         if exchanges.has_data():
@@ -127,7 +133,7 @@ def claims(runs):
             "convex",
             ACCEPTED[kind],
         )
-        checked.append(claim.check(*over_seeds(slopes(SIZES, to_target(runs, "exchanges", kind)))))
+        checked.append(claim.check(*over_seeds(slopes(sizes(runs), to_target(runs, "exchanges", kind)))))
     return checked
 
 
