@@ -1066,6 +1066,60 @@ def networks(table: Table, quick: bool) -> None:
     table.add("ratio", best["theirs"] / best["ours"], "", at_least=5.0)
 
 
+def learned(table: Table, quick: bool) -> None:
+    """A step of a learned optimizer, beside its text written down and Adam."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from by_hand import learned_optimizer
+
+    from decentral.learned.meta_parameters import initial_meta_parameters
+    from decentral.learned.optimizer import learned
+
+    side = 256 if quick else 1024
+    table.section(
+        f"Learned optimizer: one step of a {side} x {side} matrix, float32, meta-parameters as arguments"
+    )
+    start, gradient = jax.random.normal(jax.random.key(0), (2, side, side), jnp.float32)
+
+    def stepping(make: Callable) -> tuple[Callable[[], float], Callable[[], Any]]:
+        """Seconds of the next step, and the parameters after the steps so far."""
+
+        def step(meta, gradient, params, state):
+            updates, state = make(meta).update(gradient, state, params)
+            return params + updates, state
+
+        compiled = jax.jit(step, donate_argnums=(2, 3))
+        carry = [jnp.copy(start), make(meta).init(start)]
+
+        def one() -> None:
+            carry[:] = compiled(meta, gradient, *carry)
+            jax.block_until_ready(carry)
+
+        one()
+        return clock(one), lambda: carry[0]
+
+    for hidden in (4, 16, 32):
+        meta = initial_meta_parameters(jax.random.key(hidden), hidden)
+        sides = {
+            "ours": stepping(lambda meta: learned(meta, step_multiplier=0.001)),
+            "theirs": stepping(lambda meta: learned_optimizer(meta, 0.001)),
+            "adam": stepping(lambda meta: optax.adam(0.001)),
+        }
+        best = take_turns({name: seconds for name, (seconds, _) in sides.items()}, 3 if quick else 7)
+        ends = [np.asarray(sides[name][1]() - start)[None, None] for name in ("ours", "theirs")]
+        same_state(f"learned, h = {hidden}", *ends, 1e-3)
+        for name, what in (("ours", "learned"), ("theirs", "its text, vectorised"), ("adam", "Adam")):
+            table.add(f"h = {hidden}: {what}", best[name] / side**2 * 1e9, "ms/million")
+        table.add(
+            f"h = {hidden}: learned / its text",
+            best["ours"] / best["theirs"],
+            "",
+            at_most=None if quick else 1.0,
+        )
+        table.add(f"h = {hidden}: learned / Adam", best["ours"] / best["adam"], "")
+
+
 def beside_scan(
     table: Table, quick: bool, simulation: tuple, scan: Callable, leaf: Callable, **limits: Any
 ) -> None:
@@ -1158,6 +1212,48 @@ def overlapped(table: Table, quick: bool) -> None:
     )  # fmt: skip
 
 
+def optical_features(table: Table, quick: bool) -> None:
+    """Digits to 4,096 optical features, encoding and camera included, beside NumPy with the bits and the matrix in memory."""
+    from sklearn.datasets import load_digits
+
+    from decentral.optical.features import OpticalRandomFeatures
+
+    components, (x, _) = 1024 if quick else 4096, load_digits(return_X_y=True)
+    table.section(f"Optical features: {len(x):,} digits, four bits a pixel, to {components:,} features")
+    model = OpticalRandomFeatures(components, encoder="thermometer").fit(x)
+    bits = np.asarray(model.encoder_.encode(x))[:, 0].astype(np.float32)
+    matrix = np.asarray(model.unit_.rows()).T.copy()
+    real, imaginary = matrix.real.copy(), matrix.imag.copy()
+
+    def in_complex() -> np.ndarray:
+        field = bits @ matrix
+        return field.real**2 + field.imag**2
+
+    def in_real() -> np.ndarray:
+        return (bits @ real) ** 2 + (bits @ imaginary) ** 2
+
+    scale = model.exposure_ * np.sqrt(components)
+    level = 5.0 / 255 * model.exposure_  # of the camera, which saturates at five means
+    seen = np.minimum(in_real(), 5.0 * model.exposure_) / scale
+    if not np.abs(model.transform(x) - seen).max() <= 0.51 * level / scale:
+        raise SystemExit(
+            "optical features differ from those of the stored matrix by more than the camera's rounding"
+        )
+    sides = {"ours": lambda: model.transform(x), "complex": in_complex, "real": in_real}
+    times = take_turns({name: clock(side) for name, side in sides.items()}, 3 if quick else 10)
+    table.add(
+        "speed over NumPy, one product with the complex matrix",
+        times["complex"] / times["ours"],
+        "x",
+        at_least=0.5,
+    )
+    table.add(
+        "speed over NumPy, two products with real and imaginary part", times["real"] / times["ours"], "x"
+    )
+    table.add("time of the transformer", 1e3 * times["ours"], "ms")
+    table.add("memory of the stored matrix, which ours does without", matrix.nbytes / 1e6, "MB")
+
+
 def command_line(table: Table, quick: bool) -> None:
     """How long --help takes."""
     table.section("Command line")
@@ -1235,8 +1331,10 @@ MEASUREMENTS = {
     "wide": wide,
     "metrics": metrics,
     "networks": networks,
+    "learned": learned,
     "pipelines": pipelines,
     "overlapped": overlapped,
+    "optical_features": optical_features,
     "command_line": command_line,
 }
 

@@ -1,4 +1,4 @@
-"""What one would write by hand for PETRA and for ACCO: one jitted ``lax.scan`` each, to compare the simulator with."""
+"""What one would write by hand, to compare with: a jitted ``lax.scan`` for PETRA and for ACCO, and a learned optimizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from decentral.engine.instructions import Draw
+from decentral.learned.optimizer import TIMES, factored_axes
 from decentral.problem.sampling import batch_rows
 
 
@@ -136,3 +137,49 @@ def acco_scan(problem, keys, rounds: int, optimizer: optax.GradientTransformatio
         return jax.lax.scan(a_round, start, jnp.arange(rounds))[0][0]
 
     return run
+
+
+def learned_optimizer(meta: Any, step_multiplier: float) -> optax.GradientTransformation:
+    """small_fc_lopt of one tensor as its text reads: the 39 features of each parameter side by side, one product per layer.
+
+    Args:
+        meta: the meta-parameters.
+        step_multiplier: of the update.
+    """
+
+    def init(x):
+        axes = factored_axes(x.shape)
+        assert axes is not None  # a matrix, or more
+        factors = [jnp.zeros((*x.shape[:axis], *x.shape[axis + 1 :], 3), x.dtype) for axis in axes]
+        return jnp.int32(0), jnp.zeros((*x.shape, 3), x.dtype), jnp.zeros((*x.shape, 1), x.dtype), factors
+
+    def decay(bases, offsets):
+        return 1 - (1 - jnp.asarray(bases, offsets.dtype)) * jnp.exp(10 * offsets)
+
+    def update(g, state, x):
+        count, m, v, factors = state
+        axes, g = factored_axes(x.shape), g[..., None]
+        b = decay([0.9, 0.99, 0.999], meta.momentum_decays)
+        m = b * m + (1 - b) * g
+        b = jnp.clip(decay([0.999], meta.rms_decays), 0, 1)
+        v = b * v + (1 - b) * g**2
+        b = jnp.clip(decay([0.9, 0.99, 0.999], meta.adafactor_decays), 0, 1)
+        factors = [b * f + (1 - b) * (g**2 + 1e-30).mean(axis) for f, axis in zip(factors, axes, strict=True)]
+        row, column = (jnp.expand_dims(f, axis) for f, axis in zip(factors, axes, strict=True))
+        share = row / (row.mean(axes[1], keepdims=True) + 1e-9)
+        factor = jax.lax.rsqrt(jnp.maximum(share, 1e-9)) * jax.lax.rsqrt(jnp.maximum(column, 1e-9))
+        row, column = jnp.broadcast_to(row, m.shape), jnp.broadcast_to(column, m.shape)
+        inverse = jax.lax.rsqrt(v + 1e-6)
+        roots = [jax.lax.rsqrt(one + 1e-8) for one in (row, column)]
+        seen = [g, x[..., None], m, v, m * inverse, inverse, g * factor, row, column, *roots, m * factor]
+        seen = jnp.concatenate(seen, axis=-1)
+        seen *= jax.lax.rsqrt(1e-5 + (seen**2).mean(range(x.ndim), keepdims=True))
+        times = jnp.tanh(count / jnp.asarray(TIMES, x.dtype) - 1)
+        values = jnp.concatenate([seen, jnp.broadcast_to(times, (*x.shape, len(TIMES)))], axis=-1)
+        for weight, bias in meta.layers[:-1]:
+            values = jax.nn.relu(values @ weight + bias)
+        values = values @ meta.layers[-1][0] + meta.layers[-1][1]
+        step = -values[..., 0] * jnp.exp(values[..., 1] * 0.001) * step_multiplier
+        return step, (count + 1, m, v, factors)
+
+    return optax.GradientTransformation(init, update)
