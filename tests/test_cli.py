@@ -130,7 +130,7 @@ def test_run_takes_overrides_seeds_and_a_folder(decentral):
         (["resume", "nowhere"], "a run folder (one with a manifest.json). decentral run SPEC makes one."),
         (["trace", "."], "DIR: got '.'; allowed: a run folder"),
         (["compare", "."], "DIR: got '.'; allowed: a run folder"),
-        (["topology", "rng", "--n", "8"], "topology: got 'rng'; allowed: a named graph, or a spec. Did you mean 'ring'?"),
+        (["topology", "rng", "--n", "8"], "got 'rng'; allowed: a named graph or network, or a spec. Did you mean 'ring'?"),
         (["topology", "quikstart"], "Did you mean 'quickstart'?"),
         (["topology", "ring"], "topology.n: got 'nothing'; allowed: a whole number, at least 2. How many workers? --n 16"),
         (["topology", "ring", "--n", "1"], "topology.n: got 1; allowed: a whole number, at least 2."),
@@ -196,7 +196,7 @@ def test_ctrl_c_is_exit_1_and_says_how_to_go_on(decentral, monkeypatch):
         said = decentral("run", "tiny.toml", "--smoke", "--out", "here")
         assert said.status == 1
         assert said.err == "decentral: the run failed\nInterrupted. To go on: decentral resume here\n"
-        patch.setattr(running, "_prepare", lambda spec: interrupted(None))
+        patch.setattr(running, "prepare_run", lambda spec, **_: interrupted(None))
         said = decentral("run", "tiny.toml", "--smoke", "--out", "there")
         assert (said.status, said.err) == (1, "decentral: interrupted\n")
         assert not Path("there").exists()
@@ -614,3 +614,10 @@ def test_version(decentral):
 
     said = decentral("--version")
     assert (said.status, said.out) == (0, f"decentral {__version__}\n")
+
+
+def test_a_named_network_is_a_topology_and_shows_its_units(capsys):
+    assert main(["topology", "opu_rack"]) == 0
+    said = capsys.readouterr().out
+    assert "LightOn OPU Gen-3, serves workers 0-7" in said
+    assert said.splitlines()[1].split() == ["n", "8"]

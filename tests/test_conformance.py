@@ -12,6 +12,7 @@ from decentral.algorithm import (
     CHOCO,
     D2,
     DADAO,
+    DFA,
     DPSGD,
     DPU,
     EXTRA,
@@ -24,11 +25,14 @@ from decentral.algorithm import (
     Continuized,
     DiLoCo,
     EventTriggered,
+    Faulty,
     Gossip,
     GradientTracking,
     LocalSGD,
+    Monitored,
     NoLoCo,
 )
+from decentral.optical.feedback import Feedback
 from decentral.problem import logistic
 from decentral.testing import AlgorithmCheckFailed, check_algorithm
 from decentral.topology import named
@@ -58,6 +62,19 @@ INSTANCES = {
     "dpu": DPU(optimizer=MOMENTUM),
     "wp": WP(optimizer=MOMENTUM),
     "petra": PETRA(optimizer=MOMENTUM, accumulate=2),
+    "dfa": DFA(optimizer=MOMENTUM, accumulate=2),
+    "monitored": Monitored(ADPSGD(optimizer=MOMENTUM), {"kind": "newma", "window": 20}),
+    "faulty": Faulty(
+        Monitored(
+            DPSGD(optimizer=MOMENTUM),
+            {"kind": "moving_averages", "window": 5},
+            "consensus",
+            {"kind": "optical", "rows": 16},
+        ),
+        worker=1,
+        after=3,
+        fault="noise",
+    ),
 }
 """Representative arguments for every algorithm of the registry."""
 MORE = {
@@ -65,6 +82,10 @@ MORE = {
     "gossip momentum": (Gossip(optimizer=MOMENTUM), None),
     "gossip one-sided": (Gossip(optimizer=MOMENTUM, compressor="random_k"), "push"),
     "gossip mixed": (Gossip(optimizer=MOMENTUM), "mix"),
+    "gossip, accumulators": (Gossip(optimizer=ADAM, accumulators="average"), None),
+    "dpsgd, accumulators": (DPSGD(optimizer=ADAM, accumulators="average"), None),
+    "local_sgd, accumulators": (LocalSGD(optimizer=ADAM, accumulators="average"), None),
+    "diloco, both": (DiLoCo(optimizer=ADAM, outer_optimizer=ADAM, accumulators="average"), None),
     "a2cid2 adamw": (A2CiD2(optimizer={"kind": "adamw", "weight_decay": 0.01}), None),
     "a2cid2 released": (A2CiD2(optimizer=MOMENTUM, order="released"), None),
     "adpsgd atomic": (ADPSGD(optimizer=MOMENTUM), "exchange"),
@@ -76,6 +97,10 @@ MORE = {
     "noloco exchange": (NoLoCo(optimizer=ADAM), "exchange"),
     "acco released": (ACCO(optimizer=ADAM, released=True), None),
     "dpu released": (DPU(optimizer=ADAM, released=True), None),
+    "dfa private, noisy, weights of now": (
+        DFA(optimizer=ADAM, keep_weights=False, feedback=Feedback(units="private", snr=2.0)),
+        None,
+    ),
     "petra dsp": (PETRA(optimizer=ADAM, variant="dsp"), None),
     "petra delayed": (PETRA(optimizer=MOMENTUM, variant="delayed"), None),
     "petra approximate input": (PETRA(optimizer=MOMENTUM, variant="approximate_input"), None),

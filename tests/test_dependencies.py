@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import tomllib
 from importlib.metadata import version
@@ -57,3 +59,21 @@ def test_faulty_versions_are_refused(package):
     assert not any(bounds.contains(bad) for bad in ["0.10.0", "0.10.2", "0.11.0", "0.11.1"])
     assert all(bounds.contains(good) for good in ["0.10.1", "0.11.2", "0.12.0"])
     assert bounds.contains(version(package))
+
+
+def test_compiled_functions_of_records_are_named_by_their_layout():
+    """Else two processes may keep functions of different records under one name, and who loads both crashes: as seen."""
+    code = (
+        "import numpy as np, numba, sys\n"
+        "from decentral.protocol import queues\n"
+        "for k in range(int(sys.argv[1])): numba.from_dtype(np.dtype([(f'x{k}', 'i8')]))\n"
+        "for dtype in (queues.EVENT, queues.ARC, queues.UNIT): print(numba.from_dtype(dtype).mangling_args)"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(before)], capture_output=True, text=True, check=True
+        ).stdout
+        for before in (0, 7)
+    ]
+    assert said[0] == said[1]
+    assert len(set(said[0].splitlines())) == 3

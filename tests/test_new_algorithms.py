@@ -21,6 +21,7 @@ from decentral.algorithm import (
     LocalSGD,
     NoLoCo,
 )
+from decentral.algorithm.optimizer import as_optimizer
 from decentral.engine.trace import Groups
 from decentral.problem import Quadratic
 from decentral.protocol.base import Demand
@@ -190,6 +191,87 @@ def test_diloco_outer_step_is_optax_nesterov(executor):
         anchor = optax.apply_updates(anchor, step)
     np.testing.assert_allclose(state.x, np.tile(anchor, (n, 1)), rtol=1e-12)
     np.testing.assert_array_equal(state.x, state.anchor)
+
+
+def test_an_outer_optimizer_has_the_mean_change_as_its_gradient():
+    n, rate = 3, 0.05
+    problem, curvature, centre = quadratic(n)
+    events = ([("gradient", w) for w in range(n)] * 2 + [("average", 0, 0)]) * 5
+    algorithm = DiLoCo(sgd(rate), outer_optimizer={"kind": "adam", "learning_rate": 0.3}, local_steps=2)
+    state = final(events, n, problem, algorithm, tables=average(n))
+    outer, anchor = optax.adam(0.3), jnp.zeros(3)
+    memory = outer.init(anchor)
+    for _ in range(5):
+        x = np.tile(anchor, (n, 1))
+        for _ in range(2):
+            x = x - rate * curvature * (x - centre)
+        step, memory = outer.update(anchor - x.mean(0), memory, anchor)
+        anchor = optax.apply_updates(anchor, step)
+    np.testing.assert_allclose(state.x, np.tile(anchor, (n, 1)), rtol=1e-12)
+
+
+# -- accumulators ------------------------------------------------------------------------------------------------------
+
+ADAM = {"kind": "adam", "learning_rate": 0.1, "b2": 0.5}
+
+
+def moments(state):
+    """Adam's two, ``(workers, 3)`` each."""
+    return np.asarray(state.optimizer[0].mu), np.asarray(state.optimizer[0].nu)
+
+
+def test_gossip_averages_accumulators_with_the_models_and_leaves_the_counts():
+    problem, *_ = quadratic(2)
+    events = [("gradient", 0)] * 2 + [("gradient", 1)] * 3 + [("exchange", 0, 1)]
+    local, both = (final(events, 2, problem, Gossip(ADAM, accumulators=a)) for a in ("local", "average"))
+    np.testing.assert_array_equal(both.x, local.x)
+    for ours, theirs in zip(moments(both), moments(local), strict=True):
+        assert np.abs(theirs[0] - theirs[1]).min() > 1e-3
+        np.testing.assert_allclose(ours, np.tile(theirs.mean(0), (2, 1)), rtol=1e-13)
+    np.testing.assert_array_equal(both.optimizer[0].count, [2, 3])
+
+
+def test_second_moments_stay_positive_when_accumulators_arrive_late():
+    """They have shrunk since they were sent: the difference of the two messages would be more than is left of them."""
+    gossip = Gossip(as_optimizer(ADAM | {"b2": 0.1}), accumulators="average")
+    state = gossip.update(gossip.init(jnp.zeros(3), None), jnp.full(3, 10.0), None)
+    mine, state = gossip.message(state, None, None)
+    theirs, _ = gossip.message(gossip.update(gossip.init(jnp.zeros(3), None), jnp.ones(3), None), None, None)
+    for _ in range(3):
+        state = gossip.update(state, jnp.zeros(3), None)
+    now = state.optimizer[0].nu
+    after = gossip.receive(state, theirs, mine, 1.0).optimizer[0].nu
+    their_nu, my_nu = theirs.accumulators[-1], mine.accumulators[-1]
+    np.testing.assert_allclose(after, (now + their_nu) / 2, rtol=1e-6)
+    assert (now - (my_nu - their_nu) / 2 < 0).all()
+    assert (after > 0).all()
+
+
+@EXECUTORS
+@pytest.mark.parametrize("algorithm", [LocalSGD, DiLoCo, DPSGD])
+def test_a_mean_of_models_is_one_of_accumulators(algorithm, executor):
+    n = 3
+    problem, *_ = quadratic(n)
+    meeting = "mix" if algorithm is DPSGD else "average"
+    events = [("gradient", w) for w in (0, 1, 1, 2)] + [(meeting, 0, 0)]
+
+    def run(accumulators):
+        optimizer = algorithm(ADAM, accumulators=accumulators)
+        tables = [table(np.full((n, n), 1 / n))] if meeting == "mix" else average(n)
+        return final(events, n, problem, optimizer, tables=tables, executor=executor)
+
+    both, local = run("average"), run("local")
+    np.testing.assert_array_equal(both.x, local.x)
+    for ours, theirs in zip(moments(both), moments(local), strict=True):
+        np.testing.assert_allclose(ours, np.tile(theirs.mean(0), (n, 1)), rtol=1e-13)
+        assert algorithm is DPSGD or (ours == ours[0]).all()
+
+
+@pytest.mark.parametrize(("accumulators", "numbers"), [("local", 3), ("average", 9)])
+def test_accumulators_are_counted_as_bytes_of_a_message(accumulators, numbers):
+    problem, *_ = quadratic(2)
+    result = replay(trace_of([("exchange", 0, 1)], 2), problem, Gossip(ADAM, accumulators=accumulators))
+    assert result.constants["message_bytes"] == 8 * numbers
 
 
 @EXECUTORS
@@ -428,6 +510,18 @@ def test_a_learning_rate_without_a_theory_is_asked_for(kind):
         (lambda: LocalSGD(local_steps=0), "algorithm.local_steps: got 0"),
         (lambda: DiLoCo(local_steps=2.5), "algorithm.local_steps: got 2.5"),
         (lambda: DiLoCo(outer_momentum=1.0), "algorithm.outer_momentum: got 1.0"),
+        (
+            lambda: DiLoCo(outer_momentum=0.5, outer_optimizer={"kind": "adam"}),
+            "algorithm.outer_momentum: got 0.5; allowed: nothing with outer_optimizer",
+        ),
+        (
+            lambda: DiLoCo(sgd(), outer_optimizer={"kind": "adam"}).resolve(None, None),
+            "outer_optimizer.learning_rate: got None",
+        ),
+        (lambda: LocalSGD(accumulators="mean"), "algorithm.accumulators: got 'mean'"),
+        (lambda: DPSGD(accumulators=True), "algorithm.accumulators: got True"),
+        (lambda: Gossip(accumulators="average", alpha=1.5), "algorithm.alpha: got 1.5"),
+        (lambda: Gossip(accumulators="average", compressor="int8"), "nothing with accumulators = 'average'"),
         (lambda: NoLoCo(coupling=-1.0), "algorithm.coupling: got -1.0"),
         (lambda: SGP(share=0.0), "algorithm.share: got 0.0"),
         (lambda: SGP(share=1.5), "algorithm.share: got 1.5"),

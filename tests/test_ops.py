@@ -48,7 +48,7 @@ def traces(draw, names=NAMES):
     )
     op, operands, opened = [], [], {"gradient": [], "pair": [], "message": []}
     elements = 0
-    evaluated = set()
+    evaluated, asked = set(), []
     for name, luck in choices:
         rng = np.random.default_rng(luck)
         workers, columns = rng.permutation(N).tolist(), []
@@ -57,6 +57,15 @@ def traces(draw, names=NAMES):
                 columns.append(0 if OPS[name].is_group else workers.pop())
             elif operand.bank == "server":
                 columns.append(0)
+            elif operand.bank == "unit":
+                ready = [0, 1] if name == "request" else asked
+                if not ready:
+                    break
+                columns.append(int(rng.choice(ready)))
+                if name == "request":
+                    asked.append(columns[-1])
+                else:
+                    asked.remove(columns[-1])
             elif operand.bank == "group":
                 columns.append(int(rng.choice({"mix": [0, 1], "average": [2]}.get(name, [2, 3]))))
             elif operand.opens:

@@ -16,6 +16,7 @@ from decentral.analysis.timeline import (
     Outcome,
     activity,
     bytes_per_link,
+    served,
     staleness,
     summary_of,
     trace_table,
@@ -115,11 +116,24 @@ OVERLAPPED = trace_of(
     horizon_s=4.0,
     groups=TABLES,
 )
+ASKED = trace_of(
+    (0.0, 0, "gradient_start", 0, 0),
+    (0.0, 0, "gradient_start", 1, 1),
+    (1.5, 0.5, "request", 0, 0),
+    (2.5, 0.5, "request", 1, 0),
+    (2.5, 1.0, "serve", 0, 0),
+    (3.0, 0, "abandon", 1, 1),
+    (3.5, 1.0, "serve", 1, 0),
+    (4.0, 1.0, "gradient_commit", 0, 0),
+    (4.0, 0, "gradient_start", 0, 2),
+    (4.5, 0.25, "request", 0, 0),
+    horizon_s=5.0,
+)
 COME_BACK = trace_of((1.0, 1.0, "gradient", 0), (2.0, 0, "copy", 1, 0), (2.0, 0, "reset", 2), horizon_s=2.0)
 IDEAL = Trace.from_arrays([0.5, 1.0, 1.5], [0, 1, 0], [[0, -1], [1, 2], [2, -1]], n_workers=3, seed=4)
 EVERY = {
     "paired": PAIRED, "one_sided": ONE_SIDED, "served": SERVED, "grouped": GROUPED, "back": COME_BACK, "ideal": IDEAL,
-    "submitted": SUBMITTED, "overlapped": OVERLAPPED,
+    "submitted": SUBMITTED, "overlapped": OVERLAPPED, "asked": ASKED,
 }  # fmt: skip
 
 
@@ -161,6 +175,22 @@ def test_server():
         (0, 0.0, 0.5, 0, SERVER, 0), (0, 1.5, 2.0, 0, 0, SERVER), (0, 2.0, 2.0, 0, SERVER, 0),
         (0, 3.5, 4.0, Outcome.LOST, 0, SERVER), (1, 0.0, 0.5, 0, SERVER, 1), (1, 2.5, 3.5, 0, 1, SERVER),
     ]  # fmt: skip
+
+
+def test_who_waits_for_an_optical_unit_does_not_compute():
+    """The reply to worker 0 takes half a second; worker 1 crashes while its request is in the queue, which is served."""
+    assert rows(activity(ASKED).compute) == [
+        (0, 0.0, 1.0, 0),
+        (0, 3.0, 4.0, 0),
+        (0, 4.0, 4.25, 2),
+        (1, 0.0, 2.0, 1),
+    ]
+    assert not activity(ASKED).messages.worker.size
+    asked = served(ASKED)
+    assert asked.worker.tolist() == [0, 0, 0]
+    assert asked.asker.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(asked.start_s, [1.5, 2.5, 4.5])
+    np.testing.assert_allclose(asked.end_s, [2.5, 3.5, np.inf])
 
 
 def test_computations_for_a_step_and_for_nothing():

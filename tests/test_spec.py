@@ -15,7 +15,7 @@ from decentral.algorithm import ALGORITHMS
 from decentral.errors import InvalidInput, InvalidInputs
 from decentral.experiment.overrides import find_spec, packaged, parse_override, read_tables
 from decentral.experiment.record import Record
-from decentral.experiment.spec import Spec, load_spec, validate
+from decentral.experiment.spec import Spec, _grammar, load_spec, validate
 from decentral.problem import PROBLEMS
 from decentral.protocol import PROTOCOLS, STOPS
 from decentral.topology import TOPOLOGIES
@@ -60,7 +60,11 @@ WHOLE = {"workers_per_model": 1}
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_every_problem_is_reachable(kind):
-    needs = {"quadratic": {"d": 2}, "reversible_mlp": WHOLE, "revnet": WHOLE, "reversible_transformer": WHOLE}
+    needs = {
+        "quadratic": {"d": 2},
+        **dict.fromkeys(("reversible_mlp", "revnet", "reversible_transformer"), WHOLE),
+        "drifting": {"inner": "digits"},
+    }
     spec = load_spec(tables(problem={"kind": kind} | needs.get(kind, {})))
     problem = spec.problem_of(0)
     assert problem.n_workers == 4
@@ -90,7 +94,9 @@ def test_every_algorithm_is_reachable_with_every_number_it_takes(kind):
         for name, parameter in inspect.signature(ALGORITHMS[kind]).parameters.items()
         if "float" in str(parameter.annotation)
     }
-    (algorithm,) = load_spec(tables(algorithm=[{"kind": kind, **numbers}])).algorithms().values()
+    control = {"name": "control", "kind": kind, "feedback": {"kind": "shallow"}} if kind == "dfa" else None
+    wanted = [{"name": "wanted", "kind": kind, **numbers}] + ([control] if control else [])
+    algorithm = load_spec(tables(algorithm=wanted)).algorithms()["wanted"]
     assert type(algorithm) is ALGORITHMS[kind]
     assert {name: getattr(algorithm, name) for name in numbers} == numbers
 
@@ -475,6 +481,7 @@ def test_overrides_of_algorithms():
     everyone = set_("algorithm.optimizer.learning_rate=0.5", "algorithm.alpha=0.25")
     assert [table.optimizer["learning_rate"] for table in everyone.algorithm] == [0.5, 0.5]
     assert [table.alpha for table in everyone.algorithm] == [0.25, 0.25]
+    assert set_("algorithm.lr=0.5", "algorithm.alpha=0.25") == everyone
     one = set_("algorithm.a2cid2.eta=0.125", "algorithm.gossip.optimizer.learning_rate=0.5")
     assert one.algorithm[1].eta == 0.125
     assert one.algorithm[0].optimizer == {"kind": "sgd", "learning_rate": 0.5}
@@ -509,7 +516,7 @@ def test_later_overrides_win_and_seeds_come_last():
 
 def test_overrides_are_held_to_the_grammar():
     assert problems_of(tables(), overrides=['topology.n="6"', "topolgy.n=6"]) == (
-        "topolgy: unknown key. Did you mean 'topology'? Allowed: algorithm, cluster, name, problem, protocol, record, "
+        "topolgy: unknown key. Did you mean 'topology'? Allowed: algorithm, cluster, devices, name, problem, protocol, record, "
         "seed, seeds, smoke, stop, topology, tune",
         "topology.n: got '6'; allowed: an integer.",
     )
@@ -559,3 +566,14 @@ def test_smoke_of_a_spec_without_it():
 
 def test_reading_tables_validates_nothing_and_loses_nothing():
     assert read_tables(tables(anything={"goes": [1]})) == tables(anything={"goes": [1]})
+
+
+def test_an_algorithm_of_the_users_own_module_needs_none_of_our_imports():
+    """The annotations of the base class are its own module's, whatever the module of the algorithm imports."""
+    names = {"__name__": "elsewhere"}
+    code = "import decentral\n\n@decentral.pytree\nclass Own(decentral.Algorithm):\n    part: float = 0.5\n"
+    exec(compile(code, "elsewhere.py", "exec", dont_inherit=True), names)
+    table, _ = _grammar("algorithm", "own", names["Own"])
+    assert {"kind", "name", "protocol", "part", "feedback"} <= {
+        field.name for field in dataclasses.fields(table)
+    }

@@ -59,7 +59,7 @@ def tuning_of(folder: Path) -> dict:
 def tuned(source, *, edge: bool = False) -> dict[str, dict]:
     """What tuning alone says of each algorithm; with the warning about the edge of a grid, or none."""
     spec = load_spec(source)
-    runs = trial_runs(spec, running._prepare(trials_of(spec)))
+    runs = trial_runs(spec, running.prepare_run(trials_of(spec)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         entries = {
@@ -230,7 +230,7 @@ def test_values_that_are_no_numbers_run_one_after_another():
     grid = {"local_steps": [1, 4], "optimizer": {"learning_rate": [1e-4, 2e-4]}}
     source = tables(grid, algorithm=[local], record={"count": 2})
     spec = load_spec(source)
-    runs = trial_runs(spec, running._prepare(trials_of(spec)))
+    runs = trial_runs(spec, running.prepare_run(trials_of(spec)))
     assert [run.members for run in runs] == [[0, 1], [2, 3]]
     entry = tuned(source, edge=True)["local_sgd"]
     assert [tuple(trial["values"].values()) for trial in entry["trials"]] == [
@@ -249,7 +249,7 @@ def test_an_optimum_on_the_edge_is_said_and_written_down():
     words = r"gossip: the best optimizer.learning_rate, 1, is the smallest of those tried.*decides no claim"
     spec = load_spec(source)
     with pytest.warns(UserWarning, match=words):
-        tune_algorithm(spec, trial_runs(spec, running._prepare(trials_of(spec))))
+        tune_algorithm(spec, trial_runs(spec, running.prepare_run(trials_of(spec))))
 
 
 def test_time_to_a_target_decides():
@@ -267,7 +267,7 @@ def test_a_target_nobody_reaches_leaves_it_to_the_end():
     """Of two steps far too short the longer gets further, and one of 5 climbs."""
     tune = {"algorithm": {"gossip": rates(0.01, 0.02, 5.0)}, "seeds": 1, "target": 1e-30}
     spec = load_spec(tables(None, problem=BOWL, tune=tune))
-    runs = trial_runs(spec, running._prepare(trials_of(spec)))
+    runs = trial_runs(spec, running.prepare_run(trials_of(spec)))
     with pytest.warns(UserWarning, match="every point of its grid did not reach suboptimality 1e-30"):
         assert tune_algorithm(spec, runs)["chosen"] == {RATE: 0.02}
 
@@ -395,6 +395,9 @@ def test_tuning_on_held_out_samples_is_warned_of(tmp_path):
     source["problem"] = {"kind": "breast_cancer", "dtype": "float32"}
     with pytest.warns(UserWarning, match=r"held-out samples decide that are then reported"):
         run(source, out=tmp_path / "run")
+    told = json.loads((tmp_path / "run/manifest.json").read_text())["warnings"]
+    assert any("held-out samples decide that are then reported" in words for words in told)
+    assert len(set(told)) == len(told)
 
 
 @pytest.mark.parametrize("key", ["kind", "name"])
