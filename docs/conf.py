@@ -33,6 +33,7 @@ nb_execution_cache_path = str(DOCS.parent / "build" / "notebooks")
 nb_execution_show_tb = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # what draws widgets would be fetched from elsewhere
 
 # -- API ---------------------------------------------------------------------------------------------------------------
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": False}

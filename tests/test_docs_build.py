@@ -28,9 +28,10 @@ def build(source, target, *arguments):
 
 
 @pytest.mark.slow
-def test_build(tmp_path):
-    """What `make docs` does, but for executing the notebooks, which have their own tests."""
-    done = build(ROOT / "docs", tmp_path, "-D", "nb_execution_mode=off")
+def test_build(tmp_path, monkeypatch):
+    """What `make docs` does, but of the notebooks only the first is executed: they have their own tests."""
+    monkeypatch.setenv("DECENTRAL_NOTEBOOKS", "first")
+    done = build(ROOT / "docs", tmp_path, "-D", "nb_execution_mode=force")
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "objects.inv", "rb") as file:
         inventory = InventoryFile.load(file, "", lambda base, uri: uri)
@@ -45,6 +46,9 @@ def test_build(tmp_path):
         assert not FETCHES.search(page.read_text()), page
     for sheet in tmp_path.rglob("*.css"):
         assert not FETCHES.search(sheet.read_text()), sheet
+    executed = (tmp_path / "generated" / "notebooks" / "01_first_run.html").read_text()
+    assert '<img src="data:image/png;base64,' in executed
+    assert not re.search(r"jupyter\.widget|\d k events/s", executed)  # no bars
     maths = (tmp_path / "time.html").read_text()
     assert re.search(r'src="_static/mathjax/tex-svg\.js', maths)
     assert (tmp_path / "_static" / "mathjax" / "tex-svg.js").stat().st_size > 1e6

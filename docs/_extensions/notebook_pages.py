@@ -1,6 +1,6 @@
 """notebooks/ as pages: converted by jupytext, executed by myst-nb in the small size of the tests (or as they are).
 
-Environment: ``DECENTRAL_NOTEBOOKS=full`` executes them as a reader would, which takes minutes.
+Environment: ``DECENTRAL_NOTEBOOKS=full`` executes them as a reader would, which takes minutes; ``first`` only the first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 import jupytext
 from sphinx.application import Sphinx
 
-SMALL = os.environ.get("DECENTRAL_NOTEBOOKS") != "full"
+EXECUTED = os.environ.get("DECENTRAL_NOTEBOOKS")
+SMALL = EXECUTED != "full"
 NOTE = (
     "> Executed for this page in the small size of the tests, so that the figures show what comes out and not what is true. "
     "Open `notebooks/{name}` in Jupyter for the real one (`make notebooks`)."
@@ -21,6 +22,7 @@ NOTE = (
 
 def write_notebooks(app: Sphinx) -> None:
     """Each notebook below ``generated/``, with links between them that lead to pages."""
+    os.environ["TQDM_DISABLE"] = "1"  # on a page nothing moves
     if SMALL:
         os.environ["DECENTRAL_SMOKE"] = "1"  # read by the notebooks
         os.environ.setdefault(
@@ -37,6 +39,8 @@ def write_notebooks(app: Sphinx) -> None:
                 cell.source = re.sub(r"\]\(\.\./(?!\.\.)", "](../../../", cell.source)
         if SMALL:
             notebook.cells[0].source += "\n\n" + NOTE.format(name=path.name)
+        if EXECUTED == "first" and not path.name.startswith("01"):
+            notebook.metadata["mystnb"] = {"execution_mode": "off"}
         jupytext.write(notebook, folder / f"{path.stem}.ipynb")
 
 
