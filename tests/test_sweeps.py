@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import decentral
 from decentral import cli
 from decentral.errors import InvalidInput, InvalidInputs, RunFailed
 from decentral.experiment import folder as folders
-from decentral.experiment import sweeps
+from decentral.experiment import merging, sweeps
 from decentral.experiment.axes import Range, parse_axes, parse_range, points_of, read_points, split_values
 from decentral.experiment.compare import compare
 from decentral.experiment.executors import Inline, WorkerDied
@@ -319,13 +320,63 @@ def test_interrupted_it_says_how_to_go_on(pretended, monkeypatch):
 
 def test_a_run_that_cannot_begin_is_a_record(monkeypatch):
     monkeypatch.setattr(
-        sweeps, "_checked", lambda specs, *_: {key: {"gossip": sweeps.Size(1, 1)} for key in specs}
+        sweeps, "_checked", lambda specs, *_: ({key: {"gossip": sweeps.Size(1, 1)} for key in specs}, {})
     )
     found = decentral.sweep(BASE, {"protocol.kind": ["all_reduce"]})
     (run,) = found.runs
     assert run.status == "failed"
     assert run.failure["stage"] == "prepare"
     assert "workers meet" in run.failure["message"]
+
+
+WARNS = BASE | {  # too few exchanges for DADAO
+    "seeds": 1,
+    "stop": {"kind": "time", "time_s": 8.0},
+    "problem": BASE["problem"] | {"noise": 0.0},
+    "algorithm": [{"kind": "dadao", "protocol": {"kind": "poisson", "exchanges_per_s": 0.5}}],
+}
+
+
+def warned_of(caught) -> list[str]:
+    return [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+
+
+@pytest.mark.parametrize(
+    ("executor", "merge"),
+    [
+        ("inline", True),
+        pytest.param("inline", False, marks=pytest.mark.slow),
+        pytest.param("spawn:1", False, marks=pytest.mark.slow),
+    ],
+)
+def test_what_runs_warn_of_is_told_once_with_their_names_and_kept(executor, merge):
+    with pytest.warns(UserWarning, match="DADAO needs") as caught:
+        found = decentral.sweep(WARNS, {"seed": [3, 4]}, executor=executor, merge=merge)
+    for run in found.runs:
+        assert run.status == "finished"
+        assert any("DADAO needs" in words for words in run.warnings)
+    told = warned_of(caught)
+    assert len([words for words in told if "DADAO needs" in words]) == 1
+    assert told[0].startswith(f"run {found.runs[0].id} (seed = 3) and 1 more: DADAO needs")
+    assert len(told) == len({words for run in found.runs for words in run.warnings})
+
+
+def test_what_only_the_task_warns_of_is_told_when_the_sweep_ends(monkeypatch):
+    def fail(*_, **__):
+        warnings.warn("mind the gap", stacklevel=2)
+        raise InvalidInput("platform", "9 3/4", "another one")
+
+    monkeypatch.setattr(merging, "prepare_run", fail)
+    with pytest.warns(UserWarning, match="mind the gap") as caught:
+        found = decentral.sweep(BASE, {"topology.kind": ["ring", "complete", "star"]})
+    assert [run.warnings for run in found.having("failed")] == [["mind the gap"]] * 3
+    assert warned_of(caught) == [f"run {found.runs[0].id} (topology.kind = ring) and 2 more: mind the gap"]
+
+
+def test_many_warnings_are_not_all_told():
+    with pytest.warns(UserWarning, match="5 more warnings") as caught:
+        sweeps._warn({f"{number}": {"abc": {}} for number in range(sweeps.SHOWN + 5)})
+    assert len(caught) == sweeps.SHOWN + 1
 
 
 # -- what is found again -----------------------------------------------------------------------------------------------
@@ -335,7 +386,7 @@ def test_an_index_opens_no_arrays(pretended, monkeypatch):
     """How they stand is read from their manifests, and their metrics only when they are asked for."""
     rates = [round(0.001 * k, 3) for k in range(1, 81)]
     monkeypatch.setattr(
-        sweeps, "_checked", lambda specs, *_: {key: {"gossip": sweeps.Size(1, 1)} for key in specs}
+        sweeps, "_checked", lambda specs, *_: ({key: {"gossip": sweeps.Size(1, 1)} for key in specs}, {})
     )
     decentral.sweep(BASE, {RATE: rates})
     monkeypatch.setattr(np, "load", None)

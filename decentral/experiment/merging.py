@@ -21,6 +21,7 @@ from decentral.experiment.result import Result
 from decentral.experiment.run import (
     Prepared,
     Shared,
+    keeping_warnings,
     prepare_run,
     resume,
     run,
@@ -50,16 +51,17 @@ def run_alone(spec: Spec, folder: Path, command_line: list[str] | None = None) -
         folder: where it goes when it is whole.
         command_line: kept in the manifest.
     """
-    part = part_of(folder)
+    part, told = part_of(folder), list[str]()
     try:
-        if not _taken_up(part):
-            shutil.rmtree(part, ignore_errors=True)
-            run(spec, out=part, command_line=command_line)
+        with keeping_warnings(told, aloud=False):
+            if not _taken_up(part):
+                shutil.rmtree(part, ignore_errors=True)
+                run(spec, out=part, command_line=command_line)
     except Exception as error:
         before = _manifest(part)
         if before.get("status") == "interrupted":
             raise KeyboardInterrupt from None
-        write_failure(folder, spec, _failure(error, part, before), command_line, error)
+        write_failure(folder, spec, _failure(error, part, before), command_line, error, told)
         return
     _publish(part, folder)
 
@@ -92,18 +94,19 @@ def run_merged(
         missing: ids of those that are written.
         command_line: kept in the manifests.
     """
-    shared, prepared = Shared(), dict[str, Prepared]()
+    shared, prepared, told = Shared(), dict[str, Prepared](), {key: list[str]() for key in specs}
     for key, spec in specs.items():
         try:
-            prepared[key] = prepare_run(spec, shared)
+            with keeping_warnings(told[key], aloud=False):
+                prepared[key] = prepare_run(spec, shared)
         except InvalidInput as error:
             if key in missing:
-                write_failure(runs / key, spec, _failure(error, None, {}), command_line, error)
+                write_failure(runs / key, spec, _failure(error, None, {}), command_line, error, told[key])
     for members in _alike(prepared):
         wanted = [key for key in members if key in missing]
         alone = wanted
         if len(members) > 1 and wanted:
-            alone = _run_batch({key: prepared[key] for key in members}, runs, wanted, command_line)
+            alone = _run_batch({key: prepared[key] for key in members}, runs, wanted, command_line, told)
         for key in alone:
             run_alone(specs[key], runs / key, command_line)
 
@@ -127,9 +130,20 @@ def _alike(prepared: Mapping[str, Prepared]) -> list[list[str]]:
 
 
 def _run_batch(
-    prepared: Mapping[str, Prepared], runs: Path, wanted: Sequence[str], command_line: list[str] | None
+    prepared: Mapping[str, Prepared],
+    runs: Path,
+    wanted: Sequence[str],
+    command_line: list[str] | None,
+    told: Mapping[str, list[str]],
 ) -> list[str]:
     """Compute all, write those that are wanted.
+
+    Args:
+        prepared: id -> run.
+        runs: where the folders go.
+        wanted: ids of those that are written.
+        command_line: kept in the manifests.
+        told: id -> what it has warned of so far.
 
     Returns:
         Ids of those that diverged: by themselves they tell where.
@@ -184,13 +198,15 @@ def _run_batch(
             "wall_s_shared_by": len(members),
             "wall_s": {name: result.wall_s for name, result in own.items()},
             "error": None,
+            "warnings": told[key],
         }
         part = part_of(runs / key)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write_inputs(part, manifest, one)
         write_metrics(part, own)
-        write_summary(part, one, own, extras[key])
+        with keeping_warnings(told[key], aloud=False):
+            write_summary(part, one, own, extras[key])
         folders.write_json(part / "manifest.json", manifest | {"end": folders.now()})
         _publish(part, runs / key)
     return [key for key in wanted if key in bad]
@@ -209,6 +225,7 @@ def write_failure(
     failure: Mapping[str, Any],
     command_line: list[str] | None = None,
     error: BaseException | None = None,
+    told: Sequence[str] = (),
 ) -> None:
     """The record of a run that failed, with what it had recorded before.
 
@@ -218,6 +235,7 @@ def write_failure(
         failure: keys of ``FAILURE``.
         command_line: kept in the manifest.
         error: what was raised; where nobody raised it on purpose its traceback is kept.
+        told: what the run warned of, where it has no manifest yet.
     """
     part = part_of(folder)
     part.mkdir(parents=True, exist_ok=True)
@@ -226,6 +244,7 @@ def write_failure(
         "start": folders.now(),
         **folders.provenance(command_line, device=False),
         "source_hash": source_hash(spec),
+        "warnings": list(told),
     }
     manifest |= {"status": "failed", "end": folders.now(), "failure": dict.fromkeys(FAILURE) | dict(failure)}
     manifest["error"] = manifest.get("error") or failure["message"]

@@ -317,24 +317,26 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def keeping_warnings(told: list[str]) -> Iterator[None]:
+def keeping_warnings(told: list[str], *, aloud: bool = True) -> Iterator[None]:
     """What a person at the terminal is warned of is in the manifest too.
 
     Args:
         told: gets every message, once.
+        aloud: show them as well; else whoever called this does.
     """
     usual = warnings.showwarning
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
-        if issubclass(category, UserWarning) and str(message) not in told:
+        ours = issubclass(category, UserWarning)
+        if ours and str(message) not in told:
             told.append(str(message))
-        usual(message, category, filename, lineno, file, line)
+        if aloud or not ours:
+            usual(message, category, filename, lineno, file, line)
 
-    warnings.showwarning = show
-    try:
+    # It makes Python forget what it has shown: of two runs in one process both are to hear of the same.
+    with warnings.catch_warnings():
+        warnings.showwarning = show
         yield
-    finally:
-        warnings.showwarning = usual
 
 
 def source_hash(spec: Spec) -> str:

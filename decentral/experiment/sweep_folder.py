@@ -80,6 +80,17 @@ class SweepRun:
         """
         return folders.read_json(self.folder / "summary.json", "summary")
 
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What it warned of; nothing while it is missing.
+
+        Raises:
+            InvalidInput: its manifest is damaged.
+        """
+        if self.status == "missing":
+            return []
+        return folders.read_json(self.folder / "manifest.json", "manifest").get("warnings", [])
+
 
 @dataclass(frozen=True)
 class Sweep:

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +29,9 @@ from decentral.experiment.axes import Point, Range, as_axes, as_points, points_o
 from decentral.experiment.executors import Executor, WorkerDied, executor_from
 from decentral.experiment.merging import run_alone, run_merged, write_failure
 from decentral.experiment.overrides import changed, read_tables
-from decentral.experiment.run import Shared, Size, check, source_hash
+from decentral.experiment.run import Shared, Size, check, keeping_warnings, source_hash
 from decentral.experiment.spec import Spec, validate
-from decentral.experiment.sweep_folder import FILE, Sweep
+from decentral.experiment.sweep_folder import FILE, Sweep, SweepRun
 
 ID_DIGITS = 12
 TRIES = 3
@@ -43,7 +44,7 @@ GROUP_EVENTS = 4e6
 GROUP_BYTES = 2**29
 """Expected memory of a group at most."""
 SHOWN = 10
-"""Problems told at most."""
+"""Problems told at most, and warnings."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class SweepPlan:
         sizes: id -> algorithm -> what it takes, of the runs that are missing.
         status: id -> ``"finished"``, ``"failed"`` or ``"missing"``.
         retry: what failed is run again.
+        warned: what has been warned of already.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class SweepPlan:
     sizes: dict[str, dict[str, Size]] = field(repr=False)
     status: dict[str, str]
     retry: bool = False
+    warned: tuple[str, ...] = ()
 
     @property
     def todo(self) -> list[str]:
@@ -183,7 +186,8 @@ def plan_sweep(
         if key not in known or status[key] == "missing" or (retry and status[key] == "failed")
     }
     with precision(x64):
-        sizes = _checked(sized, given, str(source) if not isinstance(source, Mapping) else "spec")
+        sizes, warned = _checked(sized, given, str(source) if not isinstance(source, Mapping) else "spec")
+    _warn(warned)
     new = {key: spec for key, spec in specs.items() if key not in known}
     groups = known | _groups(new, sizes, merge, first=max(known.values(), default=-1) + 1)
     runs = [*(before["runs"] if before else [])]
@@ -206,7 +210,16 @@ def plan_sweep(
         "runs": runs,
     }
     return SweepPlan(
-        folder, record, before, tuple(specs), len(chosen) - len(specs), specs, sizes, status, retry
+        folder,
+        record,
+        before,
+        tuple(specs),
+        len(chosen) - len(specs),
+        specs,
+        sizes,
+        status,
+        retry,
+        tuple(warned),
     )
 
 
@@ -242,13 +255,32 @@ def _stop_if(wrong: Mapping[str, list[Point]], where: str, total: int) -> None:
         return
     problems = []
     for words, points in list(wrong.items())[:SHOWN]:
-        at = ", ".join(f"{key} = {value}" for key, value in points[0].items())
+        at = _words(points[0])
         more = f" and at {len(points) - 1} more" if len(points) > 1 else ""
         everywhere = total == 1 or len(points) == total
         problems.append(words if everywhere or not at else f"{words} (At {at}{more}.)")
     if len(wrong) > SHOWN:
         problems.append(f"and {len(wrong) - SHOWN} more problems.")
     raise InvalidInputs(where, problems)
+
+
+def _words(point: Point) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in point.items())
+
+
+def _warn(found: Mapping[str, Mapping[str, Point]]) -> None:
+    """Every warning once.
+
+    Args:
+        found: the warning -> the runs it is of: id -> what the run was asked for.
+    """
+    for words, runs in list(found.items())[:SHOWN]:
+        key, point = next(iter(runs.items()))
+        name = f"run {key} ({_words(point)})" if point else f"run {key}"
+        more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        warnings.warn(f"{name}{more}: {words}", stacklevel=4)
+    if len(found) > SHOWN:
+        warnings.warn(f"{len(found) - SHOWN} more warnings are in the runs' manifest.json.", stacklevel=4)
 
 
 def _record_of(folder: Path, tables: Mapping[str, Any], merge: bool) -> dict[str, Any] | None:
@@ -307,21 +339,28 @@ def precision(x64: bool) -> Iterator[None]:
         jax.config.update("jax_enable_x64", before)
 
 
-def _checked(specs: Mapping[str, Spec], given: Mapping[str, Point], where: str) -> dict[str, dict[str, Size]]:
-    """Every spec's graph and problem built, and what it takes.
+def _checked(
+    specs: Mapping[str, Spec], given: Mapping[str, Point], where: str
+) -> tuple[dict[str, dict[str, Size]], dict[str, dict[str, Point]]]:
+    """Every spec's graph and problem built: what it takes, and what it warns of as :func:`_warn` takes it.
 
     Raises:
         InvalidInputs: what is wrong with any of them.
     """
     sizes, wrong, shared = dict[str, dict[str, Size]](), dict[str, list[Point]](), Shared()
+    warned: dict[str, dict[str, Point]] = {}
     for key, spec in specs.items():
+        told: list[str] = []
         try:
-            sizes[key] = check(spec, shared)
+            with keeping_warnings(told, aloud=False):
+                sizes[key] = check(spec, shared)
         except InvalidInput as error:
             for words in getattr(error, "problems", (str(error),)):
                 wrong.setdefault(words, []).append(given[key])
+        for words in told:
+            warned.setdefault(words, {})[key] = given[key]
     _stop_if(wrong, where, len(specs))
-    return sizes
+    return sizes, warned
 
 
 def shape_of(spec: Spec) -> str | None:
@@ -386,6 +425,7 @@ def run_plan(plan: SweepPlan, *, executor: str = "inline", progress: bool = Fals
             raise InvalidInput("--out", str(folder), "a folder that can be written", f"{error}.") from None
         with folders.exclusive(folder, what="a sweep"):
             _write_record(plan)
+            left = _missing(folder, list(plan.groups))
             bar = _Bar(folder, plan) if progress else None
             try:
                 if workers is not None:
@@ -397,8 +437,20 @@ def run_plan(plan: SweepPlan, *, executor: str = "inline", progress: bool = Fals
             finally:
                 if bar:
                     bar.close()
+                found = Sweep.load(folder)
+                _warn_of([run for run in found.runs if run.id in left], plan.warned)
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    return Sweep.load(folder)
+    return found
+
+
+def _warn_of(runs: Sequence[SweepRun], before: Sequence[str]) -> None:
+    """What runs warned of where they were computed, but for what the plan warned of already."""
+    found: dict[str, dict[str, Point]] = {}
+    for run in runs:
+        for words in run.warnings:
+            if words not in before:
+                found.setdefault(words, {})[run.id] = run.set
+    _warn(found)
 
 
 def _write_record(plan: SweepPlan) -> None:
