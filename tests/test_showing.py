@@ -12,6 +12,7 @@ import decentral
 from decentral import analysis, problem, topology
 from decentral.analysis.html import definitions
 from decentral.errors import MissingExtra
+from decentral.experiment import simulation
 from decentral.experiment.bars import bar
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -206,3 +207,28 @@ def test_progress_bars_say_what_they_said(capsys):
     shown.update(2)
     shown.close()
     assert re.search(r"steps: 100%.*2/2", capsys.readouterr().err)
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Every bar that is shown; a closed one is disabled."""
+    shown = []
+
+    def showing(**arguments):
+        shown.append(bar(**arguments))
+        return shown[-1]
+
+    monkeypatch.setattr(simulation, "bar", showing)
+    return shown
+
+
+def test_a_bar_is_closed_whatever_ends_the_run(bars):
+    quadratic, ring = problem.quadratic(n=4, d=2, dtype="float32"), topology.named("ring", n=4)
+    fast = decentral.Gossip(optimizer={"learning_rate": 30.0})
+    run = {"record": decentral.Record(count=20), "progress": True}
+    decentral.simulate(quadratic, ring, decentral.Gossip(), stop=5.0, **run)
+    with pytest.raises(decentral.Diverged):
+        decentral.simulate(quadratic, ring, fast, stop=200.0, **run)
+    assert [one.disable for one in bars] == [True, True]
+    assert bars[0].n == pytest.approx(bars[0].total)
+    assert 0 < bars[1].n < bars[1].total

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,8 @@ def meta_train(
     tasks = [tasks] if not isinstance(tasks, Sequence) else tasks
     training = MetaTraining(tasks, PES() if pes is None else pes, devices)
     loop = Loop(training, _first(hidden, initial, seed), seed)
-    loop.run(_reporter("meta-training", progress))
+    with _reporter("meta-training", progress) as report:
+        loop.run(report)
     return loop.result()
 
 
@@ -135,28 +136,30 @@ def _first(hidden: int, initial: MetaParameters | None, seed: int) -> MetaParame
     return initial_meta_parameters(jax.random.fold_in(jax.random.key(seed), 2**31), hidden)
 
 
-def _reporter(name: str, progress: Callable[[MetaProgress], None] | bool) -> Callable[[MetaProgress], None]:
+def _reporter(
+    name: str, progress: Callable[[MetaProgress], None] | bool
+) -> contextlib.AbstractContextManager[Callable[[MetaProgress], None]]:
     if not isinstance(progress, bool):
-        return progress
-    return progress_bar(name) if progress else lambda progress: None
+        return contextlib.nullcontext(progress)
+    return progress_bar(name) if progress else contextlib.nullcontext(lambda progress: None)
 
 
-def progress_bar(name: str) -> Callable[[MetaProgress], None]:
+@contextlib.contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[MetaProgress], None]]:
     """A tqdm bar over outer steps, with the meta-loss and the time left."""
     shown = None
 
     def report(progress: MetaProgress) -> None:
         nonlocal shown
         if shown is None:
-            shown = bar(
-                total=progress.steps, initial=progress.step - 1, desc=name, unit="step", mininterval=0.2
+            shown = bars.enter_context(
+                bar(total=progress.steps, initial=progress.step - 1, desc=name, unit="step", mininterval=0.2)
             )
         shown.set_postfix_str(f"meta-loss {progress.loss:.3f}", refresh=False)
         shown.update(progress.step - shown.n)
-        if progress.step >= progress.steps:
-            shown.close()
 
-    return report
+    with contextlib.ExitStack() as bars:
+        yield report
 
 
 class Loop:
@@ -618,7 +621,8 @@ def _execute(
         folders.write_json(path / "manifest.json", manifest)
 
     try:
-        loop.run(_reporter(spec.name, progress), after_step)
+        with _reporter(spec.name, progress) as report:
+            loop.run(report, after_step)
         keep()
         trained = loop.result()
         plot_meta_loss(trained.history["losses"], trained.tasks, path / "meta_loss.png", title=spec.name)

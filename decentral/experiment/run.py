@@ -35,7 +35,7 @@ from decentral.experiment.devices import agreed, by_first, is_first
 from decentral.experiment.entry import constants_of, events_of, network_of, realised_topology, streams
 from decentral.experiment.memory import check_memory, check_size, expected_events
 from decentral.experiment.result import Result
-from decentral.experiment.simulation import Diverged, Simulation, progress_bar
+from decentral.experiment.simulation import Diverged, Simulation
 from decentral.experiment.spec import OPTIMIZERS, Spec, load_spec, validate
 from decentral.experiment.tune import METRICS, plot_tuning, trial_runs, trials_of, tune_algorithm
 from decentral.optical.feedback import Feedback
@@ -683,7 +683,7 @@ def _execute(
             ):  # where there are checkpoints, nothing is written before the first has been found good
                 write_inputs(path, manifest, prepared)
             results[name] = simulation.run(
-                progress=progress_bar(name) if progress else False,
+                progress=progress,
                 after_step=partial(checkpoints.after_step, simulation),
             )
             extras[name] = {"gradients_at_start": start, "gradients_at_end": simulation.spread_of_gradients()}

@@ -8,6 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -596,13 +597,13 @@ class Simulation:
             after_step: called after every piece (checkpoints).
         """
         self.warm_up()
-        report = progress_bar(self.name) if progress is True else progress or None
-        while not self.done:
-            self.step()
-            if report:
-                report(self.progress())
-            if after_step:
-                after_step()
+        with progress_bar(self.name) if progress is True else nullcontext(progress) as report:
+            while not self.done:
+                self.step()
+                if report:
+                    report(self.progress())
+                if after_step:
+                    after_step()
         return self.result()
 
     def warm_up(self) -> None:
@@ -944,7 +945,8 @@ class Tolerant(Simulation):
         pass
 
 
-def progress_bar(name: str) -> Callable[[Progress], None]:
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[Progress], None]]:
     """A tqdm bar over simulated time, with events per second and the time left."""
     shown, began = None, time.perf_counter()
 
@@ -952,14 +954,15 @@ def progress_bar(name: str) -> Callable[[Progress], None]:
         nonlocal shown
         if shown is None:
             layout = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s simulated [{elapsed}<{remaining}{postfix}]"
-            shown = bar(total=progress.horizon_s, desc=name, bar_format=layout, mininterval=0.2)
+            shown = bars.enter_context(
+                bar(total=progress.horizon_s, desc=name, bar_format=layout, mininterval=0.2)
+            )
         rate = progress.events / max(time.perf_counter() - began, 1e-9)
         shown.set_postfix_str(f"{rate / 1e3:.0f} k events/s", refresh=False)
         shown.update(progress.time_s - shown.n)
-        if progress.events >= progress.total_events:
-            shown.close()
 
-    return report
+    with ExitStack() as bars:
+        yield report
 
 
 def _like(states, given, put: Callable = jnp.asarray):

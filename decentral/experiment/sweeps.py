@@ -26,6 +26,7 @@ from decentral.errors import InvalidInput, InvalidInputs, RunFailed
 from decentral.experiment import folder as folders
 from decentral.experiment import sweep_folder
 from decentral.experiment.axes import Point, Range, as_axes, as_points, points_of
+from decentral.experiment.bars import bar
 from decentral.experiment.executors import Executor, WorkerDied, executor_from
 from decentral.experiment.merging import run_alone, run_merged, write_failure
 from decentral.experiment.overrides import changed, read_tables
@@ -559,11 +560,9 @@ class _Bar:
     """One line at the terminal: how many runs are done, failed and left."""
 
     def __init__(self, folder: Path, plan: SweepPlan) -> None:
-        from tqdm.auto import tqdm
-
         self.folder, self.left, self.failed = folder, set(plan.asked), 0
         layout = "{desc} {n}/{total} runs |{bar}| {postfix} [{elapsed}<{remaining}]"
-        self.bar = tqdm(total=len(plan.asked), desc=plan.record["name"], bar_format=layout, file=sys.stderr)
+        self.bar = bar(total=len(plan.asked), desc=plan.record["name"], bar_format=layout, file=sys.stderr)
         self.show()
 
     def show(self) -> None:

@@ -25,7 +25,7 @@ from decentral.engine.trace import Trace, merge
 from decentral.errors import InvalidInput, RunFailed, suggest
 from decentral.experiment.memory import check_memory
 from decentral.experiment.overrides import addressed, flat
-from decentral.experiment.simulation import Simulation, Tolerant, progress_bar
+from decentral.experiment.simulation import Simulation, Tolerant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,8 +260,7 @@ def tune_algorithm(
     outcomes: dict[int, dict[str, Any]] = {}
     for run in runs:
         name = run.algorithm
-        bar = progress_bar(run.simulation.name) if progress else False
-        metrics = run.simulation.run(progress=bar, after_step=after_step).metrics
+        metrics = run.simulation.run(progress=progress, after_step=after_step).metrics
         metric = metric_of(tune, spec.record_object().target_metric, metrics)
         # A share of right answers is a number even where the model is none.
         numbers = [values for key, values in metrics.items() if not key.startswith(("train_", "test_"))]
