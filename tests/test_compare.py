@@ -21,6 +21,7 @@ from decentral.analysis.statistics import (
     sign_test,
 )
 from decentral.errors import InvalidInput
+from decentral.experiment import compare as comparing
 from decentral.experiment.compare import AXES, compare
 
 
@@ -363,3 +364,22 @@ def test_samples_updates_and_seconds_are_shown_where_an_update_is_not_a_gradient
     # Where no worker's copy ever differs from another's, nor do these say anything.
     for word in ("consensus²", "exchanges"):
         assert [word in tables[updates][0].split() for updates in (9.0, 3.0)] == [False, True]
+
+
+def test_a_table_is_built_once_and_what_a_run_lacks_is_told_with_its_folder(tmp_path, monkeypatch):
+    built, build = [], comparing.table_rows
+
+    def counted(rows, **how):
+        built.append(len(rows))
+        return build(rows, **how)
+
+    monkeypatch.setattr(comparing, "table_rows", counted)
+    losses = {"a": np.arange(4.0), "b": np.arange(4.0) + 1}
+    runs = [folder(tmp_path / str(number), losses) for number in range(3)]
+    compare(runs, "csv")
+    assert built == [6]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    del summary["algorithms"]["b"]["seeds"]
+    (runs[1] / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InvalidInput, match=r"1/summary\.json.*It lacks 'seeds'"):
+        compare(runs, "csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tomllib
@@ -41,6 +42,8 @@ UNEQUAL = ("samples", "updates", "time_s")
 """Columns for people where equal samples are not equal updates: an update is not a gradient, or no worker's own."""
 OF_COPIES = ("consensus_distance", "test_accuracy_worst", "exchanges")
 """Columns for people where workers have copies that differ."""
+LACKING = (KeyError, TypeError, AttributeError, ValueError, IndexError)
+"""What is raised where a run's files are not as this package wrote them."""
 BOLD = (
     "% mean \\pm half width of its 95 % interval over the seeds (Student's t); bold: better than every other row, the 95 % "
     "interval of the paired difference on common seeds excludes 0 (not corrected for the number of rows)"
@@ -132,19 +135,27 @@ def compare(directories: Sequence[str | Path], format: str = "text", *, hours: b
         raise InvalidInput("DIR", " ".join(map(str, paths)), "each run folder once")
     short = len({path.name for path in paths}) == len(paths)
     machine = format in ("csv", "json")
-    rows = []
+    read: list[tuple[Path, list[_Row]]] = []
     for path in paths:
         where = "" if len(paths) == 1 else f"{path.name if short else path}: "
         if not is_sweep(path):
-            rows += _read(path, where, machine)
+            read.append((path, _read(path, where)))
             continue
         runs = Sweep.load(path).having("finished")
         if not runs:
             raise InvalidInput("DIR", str(path), "a sweep with a finished run", "None of its runs is.")
         for run in runs:
-            own = _read(run.folder, f"{where}{run.id} ", machine)
-            rows += [dataclasses.replace(row, run=run) for row in own]
-    table = comparison_table(table_rows(rows, machine=machine), format)
+            own = _read(run.folder, f"{where}{run.id} ")
+            read.append((run.folder, [dataclasses.replace(row, run=run) for row in own]))
+    rows = [row for _, own in read for row in own]
+    try:
+        cells = table_rows(rows, machine=machine)
+    except LACKING:
+        for path, own in read:
+            with _blaming(path):
+                table_rows(own, machine=machine)
+        raise
+    table = comparison_table(cells, format)
     if machine:
         return table
     mark = "% " if format == "latex" else ""
@@ -153,22 +164,31 @@ def compare(directories: Sequence[str | Path], format: str = "text", *, hours: b
     return table + (f"{mark}{_hours(rows)}\n" if hours else "")
 
 
-def _read(path: Path, where: str, machine: bool) -> list[_Row]:
-    """The algorithms of a finished run.
+@contextlib.contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """What a run's files lack is told with its folder.
 
     Raises:
-        InvalidInput: it is not finished, or damaged.
+        InvalidInput: they lack something.
     """
     try:
-        rows = _rows_of(path, where)
-        table_rows(rows, machine=machine)
-        return rows
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        yield
+    except LACKING as error:
         if isinstance(error, InvalidInput):
             raise
         raise InvalidInput(
             "summary", str(path / "summary.json"), "a file this package wrote", f"It lacks {error}."
         ) from None
+
+
+def _read(path: Path, where: str) -> list[_Row]:
+    """The algorithms of a finished run.
+
+    Raises:
+        InvalidInput: it is not finished, or damaged.
+    """
+    with _blaming(path):
+        return _rows_of(path, where)
 
 
 def _rows_of(path: Path, where: str) -> list[_Row]:
