@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from decentral.timing import Purpose, poisson_ticks, uniforms
+from decentral.timing import PoissonClocks, Purpose, poisson_ticks, uniforms
 from decentral.timing.tapes import philox
 
 
@@ -49,6 +49,15 @@ def test_clocks_are_poisson():
     assert (np.abs(counts - rates * 2000) <= 4 * np.sqrt(rates * 2000)).all()
     waits = np.diff(ticks_ns[clocks == 2]) / 1e9
     assert stats.kstest(waits, "expon", args=(0, 1 / 3)).pvalue > 1e-4
+
+
+def test_ticks_are_sums_of_the_tapes_waits_however_many_were_expected():
+    ticks_ns, _ = poisson_ticks(11, 1, [2], [7], [3.0], 1000.0)
+    waits = -np.log1p(-uniforms(11, 1, (2, 7), 0, len(ticks_ns) + 1)) / 3.0
+    np.testing.assert_allclose(ticks_ns, np.cumsum(waits)[:-1] * 1e9, rtol=0, atol=1.0)
+    assert waits.sum() > 1000.0
+    unexpected, _ = PoissonClocks(11, 1, [2], [7], [3.0], 1000.0).until(10**12, expected=0.0)
+    np.testing.assert_array_equal(unexpected, ticks_ns)
 
 
 def test_a_longer_horizon_or_another_worker_changes_no_tick():

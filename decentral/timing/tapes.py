@@ -119,36 +119,6 @@ def uniforms(seed, purpose, entity, first, draws):
     return uniform_runs(seed, int(purpose), *np.array([*entity, first, draws], np.int64)[:, None])
 
 
-@njit(cache=True)
-def _ticks(seed, purpose, first, second, rates, horizon, ticks_ns, clocks):
-    """Count the ticks up to the horizon, and write them when ``ticks_ns`` has room. Returns the count."""
-    written = 0
-    for clock in range(rates.size):
-        if rates[clock] <= 0.0:
-            continue
-        now, count = 0.0, 0
-        block = (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
-        while True:
-            if count % 4 == 0:
-                block = philox(
-                    np.uint64(seed),
-                    np.uint64(purpose),
-                    np.uint64(count // 4),
-                    np.uint64(first[clock]),
-                    np.uint64(second[clock]),
-                    np.uint64(0),
-                )
-            now += -np.log1p(-_uniform(block[count % 4])) / rates[clock]
-            count += 1
-            if now > horizon:
-                break
-            if ticks_ns.size:
-                ticks_ns[written] = np.int64(np.rint(now * 1e9))
-                clocks[written] = clock
-            written += 1
-    return written
-
-
 def poisson_ticks(
     seed: int,
     purpose: Purpose,
@@ -178,15 +148,9 @@ def poisson_ticks(
     """
     if not horizon_s <= LONGEST_S:
         raise _too_long(horizon_s)
-    first, second = np.asarray(first, np.int64), np.asarray(second, np.int64)
-    rates = np.ascontiguousarray(rates_per_s, np.float64)
-    nothing = np.empty(0, np.int64), np.empty(0, np.int32)
-    # Drawn twice, first only to count: a tick costs ~10 ns, less than growing the arrays.
-    total = _ticks(seed, int(purpose), first, second, rates, float(horizon_s), *nothing)
-    ticks_ns, clocks = np.empty(total, np.int64), np.empty(total, np.int32)
-    if total:
-        _ticks(seed, int(purpose), first, second, rates, float(horizon_s), ticks_ns, clocks)
-    return ticks_ns, clocks
+    clocks = PoissonClocks(seed, purpose, first, second, rates_per_s, horizon_s)
+    expected = max(0.0, horizon_s) * float(np.clip(rates_per_s, 0.0, None).sum())
+    return clocks.until(int(np.rint(horizon_s * 1e9)), expected)
 
 
 def _too_long(horizon_s: float) -> InvalidInput:
@@ -196,7 +160,7 @@ def _too_long(horizon_s: float) -> InvalidInput:
 
 
 @njit(cache=True)
-def _next_ticks(seed, purpose, first, second, rates, horizon, border_ns, pending_s, drawn, ticks_ns, clocks):
+def _ticks(seed, purpose, first, second, rates, horizon, border_ns, pending_s, drawn, ticks_ns, clocks):
     """Every clock's ticks up to a border, from where it stands; ``pending_s`` and ``drawn`` then stand behind them."""
     written = 0
     for clock in range(rates.size):
@@ -260,7 +224,7 @@ class PoissonClocks:
         if border_ns > LONGEST_S * 1e9:
             raise _too_long(border_ns / 1e9)
         room = int(1.05 * expected) + 1024
-        return _next_ticks(
+        return _ticks(
             *self._tape, self._rates, self._horizon_s, border_ns, self._pending_s, self._drawn,
             np.empty(room, np.int64), np.empty(room, np.int32),
         )  # fmt: skip
