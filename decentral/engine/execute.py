@@ -7,6 +7,7 @@ checkpoints wrap it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -153,13 +154,7 @@ def row_step(program: Program, banks: Banks, row: dict, context: Context) -> Ban
         index = jnp.concatenate(indices)
         values = jax.tree.map(lambda leaf, index=index: leaf.at[index].get(mode="clip"), elements)
         gathered[bank] = values
-        cuts = np.cumsum([len(part) for part in indices])[:-1]
-        parts = [jnp.split(leaf, cuts) for leaf in jax.tree.leaves(values)]
-        structure = jax.tree.structure(values)
-        taken[bank] = {
-            place: jax.tree.unflatten(structure, [part[k] for part in parts])
-            for k, place in enumerate(places)
-        }
+        taken[bank] = dict(zip(places, parted(values, indices), strict=True))
     results = results_of(program, row, taken, context)
     after = {}
     for bank, elements in banks.items():
@@ -197,6 +192,14 @@ def results_of(program: Program, row: dict, taken: dict, context: Context) -> di
         outputs = jax.vmap(one)(states, events["operands"], events["elapsed"], events["count"])
         results |= {(op.name, k): output for k, output in enumerate(outputs)}
     return results
+
+
+def parted(values, like: Sequence) -> list:
+    """Values that stand one behind the other, cut into parts as long as those of ``like``."""
+    cuts = np.cumsum([len(part) for part in like])[:-1]
+    leaves, structure = jax.tree.flatten(values)
+    parts = [jnp.split(leaf, cuts) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [part[k] for part in parts]) for k in range(len(like))]
 
 
 def put(elements, index, values, gathered):

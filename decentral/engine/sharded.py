@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from decentral.engine.execute import Banks, Context, Program, indices_of, meeting, put, results_of
+from decentral.engine.execute import Banks, Context, Program, indices_of, meeting, parted, put, results_of
 from decentral.engine.plan import Plan
 from decentral.engine.routes import Routes
 
@@ -192,32 +192,26 @@ class ShardedExecutor:
             first, size = self._own(bank, elements)
             index = jnp.clip(jnp.concatenate(indices) - first, 0, size - 1)
             if bank in routes:
-                index = jnp.concatenate([index, traffic[bank]["take"].ravel()])
+                indices = [*indices, traffic[bank]["take"].ravel()]
+                index = jnp.concatenate([index, indices[-1]])
             values = jax.tree.map(lambda leaf, index=index: leaf.at[index].get(mode="clip"), elements)
             gathered[bank] = values
-            begins = dict(zip(places, np.cumsum([0, *(len(part) for part in indices)]), strict=False))
-            cut = lambda tree, a, b: jax.tree.map(lambda leaf: leaf[a:b], tree)  # noqa: E731
-            taken[bank] = {
-                place: cut(values, begins[place], begins[place] + len(part))
-                for place, part in zip(places, indices, strict=True)
-            }
+            parts = parted(values, indices)
+            taken[bank] = dict(zip(places, parts, strict=False))
             if bank in routes:
-                came = _all_to_all(
-                    cut(values, sum(map(len, indices)), len(index)), traffic[bank]["take"].shape
-                )
+                came = _all_to_all(parts[-1], traffic[bank]["take"].shape)
                 came = jax.tree.map(lambda leaf, bank=bank: leaf[traffic[bank]["got"]], came)
-                begin = 0
-                for place in routes[bank].places:
-                    operands = row[place[0]]["operands"][:, place[1]]
+                operands = [row[op]["operands"][:, k] for op, k in routes[bank].places]
+                for place, part, other in zip(
+                    routes[bank].places, operands, parted(came, operands), strict=True
+                ):
                     if place in taken[bank]:
-                        here = _here(operands, first, size)
-                        other = cut(came, begin, begin + len(operands))
+                        here = _here(part, first, size)
                         taken[bank][place] = jax.tree.map(
                             lambda own, other, here=here: jnp.where(_column(here, own), own, other),
                             taken[bank][place],
                             other,
                         )
-                    begin += len(operands)
         results = results_of(program, row, taken, context)
         after = {}
         for bank, elements in banks.items():
