@@ -15,7 +15,7 @@ from decentral import Gossip, Trace, problem, replay
 from decentral.algorithm.optimizer import Optimizer, as_optimizer
 from decentral.engine.trace import merge
 from decentral.errors import InvalidInput
-from decentral.experiment.run import resolved_arguments
+from decentral.experiment.prepared import resolved_arguments
 from decentral.experiment.spec import load_spec
 from decentral.learned import optimizer
 from decentral.learned.meta_parameters import (

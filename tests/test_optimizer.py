@@ -13,7 +13,7 @@ import pytest
 from decentral import A2CiD2, Gossip, problem, replay, simulate
 from decentral.algorithm.optimizer import Optimizer, Schedule, as_optimizer
 from decentral.errors import InvalidInput
-from decentral.experiment.run import resolved_arguments
+from decentral.experiment.prepared import resolved_arguments
 from decentral.experiment.spec import load_spec
 from decentral.problem import models
 from decentral.topology import named

@@ -26,6 +26,7 @@ from decentral.errors import InvalidInput, InvalidInputs, RunFailed
 from decentral.experiment import folder as folders
 from decentral.experiment import memory
 from decentral.experiment import run as running
+from decentral.experiment.prepared import prepare_run
 from decentral.experiment.run import resume, run
 from decentral.experiment.simulation import Diverged, Simulation
 from decentral.experiment.spec import load_spec
@@ -251,15 +252,15 @@ def test_two_processes_one_result(whole, tmp_path):
     ],
 )  # fmt: skip
 def test_a_trace_is_shared_where_the_clocks_agree(algorithm, changes, paired, traces):
-    pairing = running.prepare_run(load_spec(tables(algorithm=algorithm, **changes))).pairing
+    pairing = prepare_run(load_spec(tables(algorithm=algorithm, **changes))).pairing
     assert pairing["paired"] == paired
     assert pairing["trace"] == traces
     assert set(pairing["trace_hash"]) == set(traces.values())
 
 
 def test_a_seed_has_the_same_events_alone_and_among_others():
-    many = running.prepare_run(load_spec(tables(seeds=3))).pairing["trace_hash"]["gossip"]
-    alone = running.prepare_run(load_spec(tables(seed=4, seeds=1))).pairing["trace_hash"]["gossip"]
+    many = prepare_run(load_spec(tables(seeds=3))).pairing["trace_hash"]["gossip"]
+    alone = prepare_run(load_spec(tables(seed=4, seeds=1))).pairing["trace_hash"]["gossip"]
     assert alone == many[1:2]
     assert len(set(many)) == 3
 
@@ -907,7 +908,7 @@ def test_state_and_data_are_counted(tmp_path, monkeypatch):
     )
     counted = {}
     monkeypatch.setattr(memory, "_require_memory", counted.update)
-    running.prepare_run(spec)
+    prepare_run(spec)
     assert counted["the state of 8 workers"] == 3 * 8 * (1000 + 1000) * 8
     assert counted["data"] == pytest.approx(2 * 2 * 4 * (1000 + 1) * 8, rel=0.01)
     assert counted["192 events"] == memory.BYTES_PER_EVENT * 2 * 16 * (4 + 2)

@@ -22,7 +22,7 @@ from decentral.experiment.axes import Range, parse_axes, parse_range, points_of,
 from decentral.experiment.compare import compare
 from decentral.experiment.executors import Inline, WorkerDied
 from decentral.experiment.forecast import forecast
-from decentral.experiment.run import source_hash
+from decentral.experiment.prepared import source_hash
 from decentral.experiment.spec import load_spec
 from decentral.experiment.sweep_folder import Sweep, read, value_at
 

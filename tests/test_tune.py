@@ -15,6 +15,7 @@ import pytest
 from decentral import simulate
 from decentral.errors import InvalidInput, InvalidInputs, RunFailed
 from decentral.experiment import run as running
+from decentral.experiment.prepared import prepare_run
 from decentral.experiment.run import resume, run
 from decentral.experiment.spec import load_spec
 from decentral.experiment.tune import Tune, plot_tuning, points, trial_runs, trials_of, tune_algorithm
@@ -59,7 +60,7 @@ def tuning_of(folder: Path) -> dict:
 def tuned(source, *, edge: bool = False) -> dict[str, dict]:
     """What tuning alone says of each algorithm; with the warning about the edge of a grid, or none."""
     spec = load_spec(source)
-    runs = trial_runs(spec, running.prepare_run(trials_of(spec)))
+    runs = trial_runs(spec, prepare_run(trials_of(spec)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         entries = {
@@ -230,7 +231,7 @@ def test_values_that_are_no_numbers_run_one_after_another():
     grid = {"local_steps": [1, 4], "optimizer": {"learning_rate": [1e-4, 2e-4]}}
     source = tables(grid, algorithm=[local], record={"count": 2})
     spec = load_spec(source)
-    runs = trial_runs(spec, running.prepare_run(trials_of(spec)))
+    runs = trial_runs(spec, prepare_run(trials_of(spec)))
     assert [run.members for run in runs] == [[0, 1], [2, 3]]
     entry = tuned(source, edge=True)["local_sgd"]
     assert [tuple(trial["values"].values()) for trial in entry["trials"]] == [
@@ -249,7 +250,7 @@ def test_an_optimum_on_the_edge_is_said_and_written_down():
     words = r"gossip: the best optimizer.learning_rate, 1, is the smallest of those tried.*decides no claim"
     spec = load_spec(source)
     with pytest.warns(UserWarning, match=words):
-        tune_algorithm(spec, trial_runs(spec, running.prepare_run(trials_of(spec))))
+        tune_algorithm(spec, trial_runs(spec, prepare_run(trials_of(spec))))
 
 
 def test_time_to_a_target_decides():
@@ -267,7 +268,7 @@ def test_a_target_nobody_reaches_leaves_it_to_the_end():
     """Of two steps far too short the longer gets further, and one of 5 climbs."""
     tune = {"algorithm": {"gossip": rates(0.01, 0.02, 5.0)}, "seeds": 1, "target": 1e-30}
     spec = load_spec(tables(None, problem=BOWL, tune=tune))
-    runs = trial_runs(spec, running.prepare_run(trials_of(spec)))
+    runs = trial_runs(spec, prepare_run(trials_of(spec)))
     with pytest.warns(UserWarning, match="every point of its grid did not reach suboptimality 1e-30"):
         assert tune_algorithm(spec, runs)["chosen"] == {RATE: 0.02}
 

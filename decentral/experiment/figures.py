@@ -89,7 +89,7 @@ class Experiment:
             InvalidInput: it is missing, unfinished, failed, or made from another version of the spec; names the command
                 that makes it.
         """
-        from decentral.experiment.run import source_hash
+        from decentral.experiment.prepared import source_hash
 
         path = self.path(runs, smoke=smoke)
         advice = f"To make it: {self.command(runs, smoke=smoke)}"

@@ -14,7 +14,8 @@ from typing import Any
 from decentral.analysis.tables import comparison_table
 from decentral.errors import DecentralError
 from decentral.experiment import folder as folders
-from decentral.experiment.run import Size, run
+from decentral.experiment.prepared import Size
+from decentral.experiment.run import run
 from decentral.experiment.spec import Spec, validate
 from decentral.experiment.sweep_folder import Sweep, SweepRun
 from decentral.experiment.sweeps import SweepPlan, precision, shape_of

@@ -17,20 +17,9 @@ import jax
 from decentral.engine.trace import Trace, merge
 from decentral.errors import InvalidInput, RunFailed
 from decentral.experiment import folder as folders
+from decentral.experiment.prepared import Prepared, Shared, prepare_run, source_hash, spec_hash
 from decentral.experiment.result import Result
-from decentral.experiment.run import (
-    Prepared,
-    Shared,
-    keeping_warnings,
-    prepare_run,
-    resume,
-    run,
-    source_hash,
-    spec_hash,
-    write_inputs,
-    write_metrics,
-    write_summary,
-)
+from decentral.experiment.run import keeping_warnings, resume, run, write_inputs, write_metrics, write_summary
 from decentral.experiment.simulation import Diverged, Tolerant
 from decentral.experiment.spec import Spec
 

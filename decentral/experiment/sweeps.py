@@ -30,7 +30,8 @@ from decentral.experiment.bars import bar
 from decentral.experiment.executors import Executor, WorkerDied, executor_from
 from decentral.experiment.merging import run_alone, run_merged, write_failure
 from decentral.experiment.overrides import changed, read_tables
-from decentral.experiment.run import Shared, Size, check, keeping_warnings, source_hash
+from decentral.experiment.prepared import Shared, Size, check, source_hash
+from decentral.experiment.run import keeping_warnings
 from decentral.experiment.spec import Spec, validate
 from decentral.experiment.sweep_folder import FILE, Sweep, SweepRun
 

@@ -30,7 +30,7 @@ from decentral.experiment.simulation import Simulation, Tolerant
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from decentral.experiment.run import Prepared
+    from decentral.experiment.prepared import Prepared
     from decentral.experiment.spec import Spec
 
 _TALLEST = 1e6
