@@ -22,6 +22,8 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 
 LISTED = (
     "algorithms",
+    "optimizers",
+    "meta_parameters",
     "topologies",
     "networks",
     "problems",
@@ -700,10 +702,23 @@ def _entries(room: str) -> dict[str, str]:
             name: f"optical unit, {u.max_inputs:,} mirrors, {u.max_outputs:,} pixels ({u.tag})"
             for name, u in OPTICAL_UNITS.items()
         }
+    if room == "meta_parameters":
+        from decentral.learned.meta_parameters import SHIPPED, provenance
+
+        origins = {name: provenance(name) for name in SHIPPED}
+        return {
+            name: o.get("source")
+            or f"{o['by']} {o['name']}: {o['outer_steps']} outer steps, meta-loss {o['meta_loss']:.3g}"
+            for name, o in origins.items()
+        }
     if room == "topologies":
         from decentral.topology import DIRECTED, TOPOLOGIES
 
         registry = TOPOLOGIES | DIRECTED
+    elif room == "optimizers":
+        from decentral.algorithm.optimizer import optimizers
+
+        registry = optimizers()
     elif room == "protocols":
         from decentral.protocol import PROTOCOLS as registry
     elif room == "problems":

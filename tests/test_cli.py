@@ -552,6 +552,7 @@ def test_compare_a_damaged_folder(content, finished, decentral):
 
 def test_list_names_everything_a_spec_can_use(decentral):
     from decentral.experiment.spec import ROOMS
+    from decentral.learned.meta_parameters import SHIPPED
 
     said = decentral("list")
     assert [line for line in said.out.splitlines() if not line.startswith(" ")] == [
@@ -560,7 +561,8 @@ def test_list_names_everything_a_spec_can_use(decentral):
     for room in ("topology", "problem", "protocol", "algorithm"):
         for name in ROOMS[room]:
             assert f"\n  {name} " in said.out
-    assert "\n  dadao/star300 " in said.out
+    for name in ("dadao/star300", "learned", "adamw", *SHIPPED):
+        assert f"\n  {name} " in said.out
     for line in said.out.splitlines():
         assert not line.startswith(" ") or len(line.split(maxsplit=1)[1]) > 10  # each says what it is
 

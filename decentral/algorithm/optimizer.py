@@ -186,11 +186,11 @@ class Optimizer(_Recipe):
 
     def __init__(self, kind: str | optax.GradientTransformation = "sgd", **arguments: Any) -> None:
         if isinstance(kind, str):
-            if kind not in _names():
+            if kind not in optimizers():
                 raise InvalidInput(
-                    "optimizer.kind", kind, 'an optax optimizer or "learned"', suggest(kind, _names())
+                    "optimizer.kind", kind, 'an optax optimizer or "learned"', suggest(kind, optimizers())
                 )
-            accepted = inspect.signature(_function(kind)).parameters
+            accepted = inspect.signature(optimizers()[kind]).parameters
             for name in arguments:
                 if name not in (*accepted, *OURS):
                     raise InvalidInput(
@@ -277,7 +277,7 @@ class Optimizer(_Recipe):
     def _transformation(self) -> optax.GradientTransformation:
         if not isinstance(self.kind, str):
             return self.kind
-        arguments, function = dict(self.arguments), _function(self.kind)
+        arguments, function = dict(self.arguments), optimizers()[self.kind]
         accepted = inspect.signature(function).parameters
         arguments.pop("parametrization", None)
         schedule = arguments.pop("schedule", None)
@@ -300,10 +300,6 @@ class Optimizer(_Recipe):
         """``(params, state)`` after one step of ``params`` along ``gradient``."""
         step, state = self.transformation().update(gradient, state, params)
         return optax.apply_updates(params, step), state
-
-
-def _function(kind: str) -> Callable[..., optax.GradientTransformation]:
-    return learned if kind == "learned" else getattr(optax, kind)
 
 
 def _learned_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,17 +414,16 @@ def given_optimizer(value: Any, name: str = "optimizer") -> Optimizer:
 
 
 @cache
-def _names() -> tuple[str, ...]:
+def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """The learned one, and optax's: functions that take a learning rate, and search no line with other values."""
     functions = ((name, getattr(optax, name)) for name in dir(optax) if not name.startswith("_"))
-    found = [
-        name
+    return {"learned": learned} | {
+        name: function
         for name, function in functions
         if inspect.isfunction(function)
         and "learning_rate" in inspect.signature(function).parameters
         and name != "lbfgs"
-    ]
-    return ("learned", *found)
+    }
 
 
 def _flatten(recipe: _Recipe):
