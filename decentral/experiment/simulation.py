@@ -597,7 +597,7 @@ class Simulation:
             after_step: called after every piece (checkpoints).
         """
         self.warm_up()
-        with progress_bar(self.name) if progress is True else nullcontext(progress) as report:
+        with progress_bar(self.name) if progress is True else nullcontext(progress or None) as report:
             while not self.done:
                 self.step()
                 if report:
