@@ -587,6 +587,16 @@ class Trace:
                 applied += np.bincount(np.repeat(first, sizes) + sender, minlength=applied.size)
         return applied
 
+    @cached_property
+    def unit_of_workers(self) -> np.ndarray:
+        """Int64 ``(total_workers,)``: the optical unit that each worker's gradients ask, -1 for none."""
+        unit = np.full(self.total_workers, -1)
+        requests = self.operands[
+            np.isin(self.op, [k for k, op in enumerate(self.ops) if op.name == "request"])
+        ]
+        unit[requests[:, 0]] = requests[:, 1]
+        return unit
+
     def cut(self, events: int) -> Trace:
         """The first ``events`` events of one replica; it ends with the last of them."""
         last_s = float(self.time_s[events - 1]) if events else 0.0
@@ -599,6 +609,14 @@ class Trace:
             replicas=replicas,
             duration_s=None if self.duration_s is None else self.duration_s[:events],
         )
+
+    def up_to(self, gradients: int) -> tuple[int, Trace]:
+        """``(taken, trace)``: the events of one replica until so many gradients are taken, or all where they are fewer."""
+        done = np.cumsum(self.gradients_of_events)
+        last = int(np.searchsorted(done, gradients))
+        if last == len(done):
+            return (int(done[-1]) if last else 0), self
+        return int(done[last]), self.cut(last + 1)
 
     @property
     def total_workers(self) -> int:

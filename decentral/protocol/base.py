@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol as TypingProtocol
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -266,8 +267,19 @@ PATIENCE = 256
 """No gradient in so many times the time that it took to the last ones: then nobody waits for another."""
 
 
-def until(stop: Stop, network: Network, build: Callable[[float], Trace]) -> Trace:
-    """The trace up to the stop: by time at once, by number of gradients from ever longer ones.
+class Built(TypingProtocol):
+    """Events that end at some gradient: a :class:`Trace`, or the source of one."""
+
+    def up_to(self, gradients: int) -> tuple[int, Self]:
+        """As :meth:`Trace.up_to`."""
+        ...
+
+
+B = TypeVar("B", bound=Built)
+
+
+def until(stop: Stop, network: Network, build: Callable[[float], B]) -> B:
+    """The events up to the stop: by time at once, by number of gradients from ever longer horizons.
 
     Args:
         stop: when.
@@ -288,12 +300,9 @@ def until(stop: Stop, network: Network, build: Callable[[float], Trace]) -> Trac
         0.0,
     )
     while True:
-        trace = build(horizon_s)
-        done = np.cumsum(trace.gradients_of_events)
-        if done.size and done[-1] >= stop.gradients:
-            last = int(np.searchsorted(done, stop.gradients))
-            return trace.cut(last + 1)
-        taken = int(done[-1]) if done.size else 0
+        taken, found = build(horizon_s).up_to(stop.gradients)
+        if taken >= stop.gradients:
+            return found
         if taken > before:
             progress_s = horizon_s
         elif horizon_s > PATIENCE * progress_s:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from decentral.engine.trace import DROP, RECEIVE, SEND, Trace
+from decentral.engine.trace import DROP, RECEIVE, SEND, Op, Trace
 from decentral.errors import InvalidInput, check_number, suggest
 from decentral.protocol import queues
-from decentral.protocol.base import Demand, Network, Stop, until
+from decentral.protocol.base import Demand, Network, Stop
 from decentral.protocol.queues import (
     ASKED,
     COMING,
     COMPUTED,
     DELIVER,
     DOWN,
+    DRAWS,
+    END,
     ENTER,
     EVENTS,
+    HEAP,
+    LOG,
     LONGEST_NS,
+    NOW,
     REQUESTED,
     SERVED,
     UP,
@@ -134,26 +140,24 @@ class Mailbox:
 
     def timeline(self, network: Network, stop: Stop, seed: int) -> Trace:
         """The events of one run up to the stop."""
-        self._check_load(network, seed)
-        return until(stop, network, lambda horizon_s: self._build(network, horizon_s, seed))
+        return self._source(network, seed).timeline(network, stop)
 
-    def _build(self, network: Network, horizon_s: float, seed: int) -> Trace:
-        extra = np.zeros(network.topology.n, np.int64)
-        while True:
-            log, again = self._run(network, horizon_s, seed, extra)
-            if again is None:
-                ops = _OPS + queues.unit_ops(network.demand.service)
-                return queues.make_trace(log, ops, network.topology.n, seed, horizon_s)
-            extra = again
+    def stream(self, network: Network, stop: Stop, seed: int) -> queues.Pieces:
+        """The same events piece by piece; where gradients are counted, they are once before."""
+        return self._source(network, seed).stopped(network, stop)
 
-    def _run(
-        self, network: Network, horizon_s: float, seed: int, extra: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The log, and where a worker needed more durations how many more to try."""
-        cluster, n, size = network.cluster or Cluster(), network.topology.n, network.demand.message_bytes
-        service = network.demand.service
-        ops = _OPS + queues.unit_ops(service)
-        cast = queues.make_cast(network.topology, cluster, size, seed, horizon_s, SENDER, extra, service, ops)
+    def _source(self, network: Network, seed: int) -> queues.Pieces:
+        ops = _OPS + queues.unit_ops(network.demand.service)
+        return queues.Pieces(partial(self._logs, network, seed, ops), ops, network.topology.n, seed)
+
+    def _logs(
+        self, network: Network, seed: int, ops: tuple[Op, ...], horizon_s: float, events: int
+    ) -> Generator[np.ndarray, None, str | None]:
+        """See :class:`queues.Pieces`."""
+        cluster, n, demand = network.cluster or Cluster(), network.topology.n, network.demand
+        cast = queues.make_cast(
+            network.topology, cluster, demand.message_bytes, seed, horizon_s, SENDER, demand.service, ops
+        )
         # The first out-neighbour above itself, so that not all workers begin with worker 0.
         above = cast.arcs["target"] > np.repeat(
             np.arange(n), cast.workers["last_arc"] - cast.workers["first_arc"]
@@ -164,18 +168,23 @@ class Mailbox:
         rules = Rules(
             float(self.messages_per_gradient),
             self.peer == "random",
-            self._replies(network.demand),
+            self._replies(demand),
             bool(cast.arcs["transmission_ns"].any()),
         )
-        log = _loop(queues.horizon_of(horizon_s), *cast, rules)
-        return log, queues.more(cast.workers["drawn"], cast.workers["last_drawn"], extra)
+        # One place more than workers: a full ring is not an empty one.
+        senders, starters = np.empty((2, n + 1), np.int64)
+        rest, tables = (senders, starters, rules), (np.empty(1024, MESSAGE),)
+        machine = queues.Machine(_loop, cluster, cast, rest, horizon_s, events, tables)
+        starters[:n], machine.tally[_STARTERS], machine.tally[_FREE] = np.arange(n), n, -1
+        why = LOG
+        while why == LOG:
+            why = machine.run()
+            yield machine.logged()
+        return self._overload(network, seed, cast)
 
-    def _check_load(self, network: Network, seed: int) -> None:
-        """Warn where more is offered to a card than it can carry."""
+    def _overload(self, network: Network, seed: int, cast: queues.Cast) -> str | None:
+        """What to say where more is offered to a card than it can carry."""
         cluster, n = network.cluster or Cluster(), network.topology.n
-        cast = queues.make_cast(
-            network.topology, cluster, network.demand.message_bytes, seed, 0.0, SENDER, np.zeros(n, np.int64)
-        )
         arcs, degrees = cast.arcs, cast.workers["last_arc"] - cast.workers["first_arc"]
         slower = network.gradients_per_s / cluster.gradient_rate(n)  # 1 where no unit is asked
         rates = slower * cluster.speed_of(n, seed) / cluster.compute.mean_s
@@ -186,16 +195,16 @@ class Mailbox:
         load = np.zeros(len(cast.free_ns))
         for queue in (arcs["out"], arcs["into"]):
             np.add.at(load, queue[queue >= 0], (messages_per_s * arcs["transmission_ns"] / 1e9)[queue >= 0])
-        if load.size and load.max() > 1:
-            worst = int(load.argmax())
-            worker = np.repeat(np.arange(n), degrees)[arcs["out"] == worst]
-            whom = np.append(worker, arcs["target"][arcs["into"] == worst])[0]
-            warnings.warn(
-                f"mailbox: the network card of worker {whom} is offered {load[worst]:.3g} s of transmission per second"
-                f" ({np.count_nonzero(load > 1)} of {np.count_nonzero(load)} queues are offered more than 1): messages"
-                " pile up and arrive later and later. Send smaller or fewer messages.",
-                stacklevel=3,
-            )
+        if not (load.size and load.max() > 1):
+            return None
+        worst = int(load.argmax())
+        worker = np.repeat(np.arange(n), degrees)[arcs["out"] == worst]
+        whom = np.append(worker, arcs["target"][arcs["into"] == worst])[0]
+        return (
+            f"mailbox: the network card of worker {whom} is offered {load[worst]:.3g} s of transmission per second"
+            f" ({np.count_nonzero(load > 1)} of {np.count_nonzero(load)} queues are offered more than 1): messages"
+            " pile up and arrive later and later. Send smaller or fewer messages."
+        )
 
 
 # -- the event loop -----------------------------------------------------------------------------------------------------
@@ -219,7 +228,7 @@ SENDER = [
 """Fields of a worker that sends."""
 MESSAGE = np.dtype(
     [
-        ("arc", "i8"),
+        ("arc", "i8"),  # of a row that is free the next such row, or -1
         ("sent_ns", "i8"),
         ("transmission_ns", "i8"),
         ("lost", "?"),
@@ -227,8 +236,10 @@ MESSAGE = np.dtype(
     ]
 )
 """What is known of a message on its way."""
-# Counters beside those of every loop.
-_MESSAGES, _SENDERS, _SENT, _STARTERS, _STARTED = range(3, 8)
+_MESSAGES_FULL = HEAP + 1
+"""Its place among the loop's tables."""
+# Counters beside those of every loop: also rows of messages that were ever used, and the first of them that is free, or -1.
+_MESSAGES, _SENDERS, _SENT, _STARTERS, _STARTED, _ROWS, _FREE = range(4, 11)
 
 
 @njit(cache=True)
@@ -255,9 +266,14 @@ def _post(log, heap, tally, arcs, apart, free_ns, chances, rules, messages, sour
     wire = arcs[arc]
     if apart.shape[1] and separated(apart[0], apart[1], apart[2], source, wire.target, now):
         return
-    slot = tally[_MESSAGES]
+    slot, row = tally[_MESSAGES], tally[_FREE]
     tally[_MESSAGES] += 1
-    message = messages[slot]
+    if row >= 0:
+        tally[_FREE] = messages[row].arc
+    else:
+        row = tally[_ROWS]
+        tally[_ROWS] += 1
+    message = messages[row]
     message.arc, message.sent_ns, message.answer = arc, now, answer
     transmission_ns, message.lost = draw_message(arcs, chances, source, arc)
     message.transmission_ns = transmission_ns
@@ -265,28 +281,29 @@ def _post(log, heap, tally, arcs, apart, free_ns, chances, rules, messages, sour
     leaves = through(free_ns, wire.out, now, transmission_ns) if rules.queued else now
     comes = min(leaves + wire.latency_ns, LONGEST_NS)
     if rules.queued and wire.into >= 0:
-        push(heap, tally, comes, ENTER, slot, 0)
+        push(heap, tally, comes, ENTER, slot, row)
     else:
-        push(heap, tally, comes + transmission_ns, DELIVER, slot, 0)
+        push(heap, tally, comes + transmission_ns, DELIVER, slot, row)
 
 
 @njit(cache=True)
-def _enter(heap, tally, arcs, free_ns, messages, slot, now):
+def _enter(heap, tally, arcs, free_ns, messages, slot, row, now):
     """A message's first byte is at the receiver's card."""
-    message = messages[slot]
+    message = messages[row]
     begins = through(free_ns, arcs[message.arc].into, now, message.transmission_ns)
-    push(heap, tally, begins + message.transmission_ns, DELIVER, slot, 0)
+    push(heap, tally, begins + message.transmission_ns, DELIVER, slot, row)
 
 
 @njit(cache=True)
-def _deliver(log, heap, tally, workers, arcs, apart, free_ns, chances, rules, messages, slot, now):
+def _deliver(log, heap, tally, workers, arcs, apart, free_ns, chances, rules, messages, slot, row, now):
     """A message is there, or should be; it is answered before it changes anything."""
-    message = messages[slot]
-    wire, took = arcs[message.arc], now - message.sent_ns
-    if message.lost or not workers[wire.target].up:
+    message = messages[row]
+    wire, took, gone, answer = arcs[message.arc], now - message.sent_ns, message.lost, message.answer
+    message.arc, tally[_FREE] = tally[_FREE], row
+    if gone or not workers[wire.target].up:
         emit(log, tally, now, _DROP, wire.target, slot, -1, -1, took)
         return
-    if rules.reply and not message.answer:
+    if rules.reply and not answer:
         source, back = wire.target, wire.reverse
         _post(log, heap, tally, arcs, apart, free_ns, chances, rules, messages, source, back, True, now)
     emit(log, tally, now, _RECEIVE, wire.target, slot, -1, -1, took)
@@ -294,33 +311,44 @@ def _deliver(log, heap, tally, workers, arcs, apart, free_ns, chances, rules, me
 
 @njit(cache=True)
 def _loop(
-    horizon_ns, workers, arcs, durations_ns, outages_ns, apart, free_ns, chances, on_return, units, rules
+    horizon_ns,
+    tally,
+    log,
+    heap,
+    messages,
+    workers,
+    arcs,
+    durations_ns,
+    outages_ns,
+    apart,
+    free_ns,
+    chances,
+    on_return,
+    units,
+    senders,
+    starters,
+    rules,
 ):
-    """All events up to the horizon; see :class:`queues.Cast`."""
-    n = workers.size
-    tally = np.zeros(8, np.int64)
-    log, heap = np.empty(4096, queues.EVENT), queues.make_heap(tally, workers, outages_ns, apart)
-    messages = np.empty(1024, MESSAGE)
-    # One place more than workers: a full ring is not an empty one.
-    senders, starters = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
-    now = np.int64(0)
-    for worker in range(n):
-        enlist(starters, tally, _STARTERS, worker)
+    """All events up to the horizon, or why it cannot go on; see :class:`queues.Machine` and :class:`queues.Cast`."""
+    now = tally[NOW]
     while True:
         if tally[EVENTS] + queues.ROOM > log.size:
-            log = queues.doubled(log, tally[EVENTS])
+            why = LOG
+            break
         if tally[COMING] + queues.ROOM > len(heap):
-            heap = queues.doubled(heap, tally[COMING])
-        if tally[_MESSAGES] + queues.ROOM > messages.size:
-            messages = queues.doubled(messages, tally[_MESSAGES])
+            why = HEAP
+            break
+        if tally[_ROWS] + queues.ROOM > messages.size:
+            why = _MESSAGES_FULL
+            break
         if tally[COMING] and heap[0, 0] == now:
             now, kind, number, payload = pop(heap, tally)
             if kind == ENTER:
-                _enter(heap, tally, arcs, free_ns, messages, number, now)
+                _enter(heap, tally, arcs, free_ns, messages, number, payload, now)
             elif kind == DELIVER:
                 _deliver(
-                    log, heap, tally, workers, arcs, apart, free_ns, chances, rules, messages, number, now
-                )
+                    log, heap, tally, workers, arcs, apart, free_ns, chances, rules, messages, number, payload, now
+                )  # fmt: skip
             elif kind == COMPUTED:
                 if queues.commit_gradient(log, tally, workers, number, payload, now):
                     mine = workers[number]
@@ -351,11 +379,17 @@ def _loop(
                 first_listed(senders, tally, _SENT)
                 enlist(starters, tally, _STARTERS, worker)
         elif tally[_STARTED] != tally[_STARTERS]:
-            worker = first_listed(starters, tally, _STARTED)
+            worker = starters[tally[_STARTED]]
+            if workers[worker].taken == workers[worker].drawn:
+                why = DRAWS
+                break
+            first_listed(starters, tally, _STARTED)
             if workers[worker].up and workers[worker].gradient < 0:
                 start_gradient(log, heap, tally, workers, durations_ns, worker, now)
         elif not tally[COMING] or heap[0, 0] > horizon_ns:
+            why = END
             break
         else:
             now = heap[0, 0]
-    return log[: tally[EVENTS]]
+    tally[NOW] = now
+    return why

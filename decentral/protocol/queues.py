@@ -5,10 +5,18 @@ same instant what arrives comes first, then what optical units have done, then w
 comes back; what starts at
 that instant (messages, then gradients) comes last, from lists of the loop's own. Numbers are those of messages or
 workers, so the order depends on nothing else.
+
+A loop returns when it wants something of its :class:`Machine`: its log handed on, a table with more room, durations of further
+gradients. All that it knows is in arrays, so that it goes on where it was. So the events of a run can be drawn piece by piece,
+and a timeline is those pieces, joined.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +35,7 @@ from decentral.engine.trace import (
     Trace,
 )
 from decentral.protocol import records as records  # before the first function of records is compiled
+from decentral.protocol.base import Network, Stop, until
 from decentral.protocol.service import Service, turn_of
 from decentral.timing.cluster import Cluster
 from decentral.timing.compute import LONGEST_NS, check_draws, to_ns
@@ -43,17 +52,27 @@ KIND = 1 << 58
 ENTER, DELIVER, REQUESTED, SERVED, ASKED, COMPUTED, DOWN, UP, PARTITION = range(9)
 """What may come: the first byte at a NIC, a whole message, a request at an optical unit, the end of its frames, the end of a
 gradient's first part, that of all of it, an outage and its end, a network that falls apart or together."""
-EVENTS, COMING, GRADIENTS = range(3)
-"""Counters that every loop keeps: events in the log, entries of the heap, gradients started."""
+EVENTS, COMING, GRADIENTS, NOW = range(4)
+"""Counters that every loop keeps: events in the log, entries of the heap, gradients started, the time in ns."""
+COUNTERS = 16
+"""Room for those, and for others of a loop's own."""
 ROOM = 16
 """Events and entries that one turn of a loop adds at most."""
+LOG, HEAP = range(2)
+"""What a loop returns when a table is full: its place among them, the first two of each loop."""
+END, DRAWS, CIRCLE, IDLE = range(-1, -5, -1)
+"""What it returns otherwise: the horizon is reached, a worker has no duration left, workers wait in a circle, or for ever."""
+MOST_DRAWN = 2**20
+"""Durations of all workers that are drawn ahead (at least 16 each)."""
+MOST_LOGGED = 2**18
+"""Events in a log, where nobody asks for pieces of another size."""
 
 
 EVENT = np.dtype([("time_ns", "i8"), ("duration_ns", "i8"), ("operands", "i4", (4,)), ("op", "u1")])
 """An entry of a log."""
 WORKER = [
-    ("drawn", "i8"),  # place of its next gradient among all durations
-    ("last_drawn", "i8"),  # where the next worker's begin
+    ("taken", "i8"),  # durations that its gradients so far have taken
+    ("drawn", "i8"),  # durations drawn so far
     ("gradient", "i8"),  # slot of the gradient under way, or -1
     ("started_ns", "i8"),  # when that was started, or a unit's reply came
     ("unit", "i8"),  # that it asks in each gradient, or -1
@@ -116,7 +135,7 @@ class Cast(NamedTuple):
     Attributes:
         workers: (n,) ``WORKER`` and the loop's own fields.
         arcs: (A,) ``ARC``, sorted by source and target.
-        durations_ns: int64 (W,), worker after worker.
+        durations_ns: int64 (n, power of 2), in each row a ring of a worker's durations that are drawn and not yet taken.
         outages_ns: int64 (2, K), from and until.
         apart: int64 (3, P), :meth:`Faults.partition_arrays`.
         free_ns: int64 (queues,), when the last message in a queue is through.
@@ -224,17 +243,17 @@ def accumulated(mean, count):
 
 @njit(cache=True)
 def start_gradient(log, heap, tally, workers, durations_ns, worker, now):
-    """A worker takes its point and computes. Beyond its last duration: for ever; see :func:`durations`."""
+    """A worker that has a duration left takes its point and computes."""
     slot, mine = tally[GRADIENTS], workers[worker]
     tally[GRADIENTS] += 1
-    took_ns = durations_ns[mine.drawn] if mine.drawn < mine.last_drawn else LONGEST_NS
+    took_ns = durations_ns[worker, mine.taken & (durations_ns.shape[1] - 1)]
     if mine.unit < 0:
         push(heap, tally, now + took_ns, COMPUTED, worker, slot)
     else:
         mine.after_ns = np.int64(np.rint(took_ns * mine.second_part))
         push(heap, tally, now + np.int64(np.rint(took_ns * mine.first_part)), ASKED, worker, slot)
     mine.gradient, mine.started_ns = slot, now
-    mine.drawn += 1
+    mine.taken += 1
     emit(log, tally, now, _START, worker, slot)
 
 
@@ -371,11 +390,10 @@ def make_cast(
     seed: int,
     horizon_s: float,
     fields: list[tuple[str, str]],
-    extra: np.ndarray,
     service: Service | None = None,
     ops: tuple[Op, ...] = (),
 ) -> Cast:
-    """Everyone up and idle, every queue empty; gradients and outages until just after the horizon.
+    """Everyone up and idle, every queue empty; no duration drawn yet, and all outages until just after the horizon.
 
     Args:
         topology: who can send to whom.
@@ -384,18 +402,13 @@ def make_cast(
         seed: of the tapes.
         horizon_s: end of the run.
         fields: names and types that the loop adds to ``WORKER``; they start at 0.
-        extra: (n,) further gradients of each worker, as for :func:`durations`.
         service: what gradients ask of the topology's units.
         ops: of the trace, as for :func:`make_trace`.
     """
     n, links, faults = topology.n, cluster.links, cluster.faults
-    # What starts at the horizon itself needs a duration too, although it does not end.
-    beyond_s = float(np.nextafter(horizon_s + 1e-9, np.inf))
-    draws, durations_ns = durations(cluster, n, seed, beyond_s, extra)
-    outages, down_ns, up_ns = faults.outages(seed, n, beyond_s)
+    outages, down_ns, up_ns = faults.outages(seed, n, float(np.nextafter(horizon_s + 1e-9, np.inf)))
     start, target = neighbours(topology)
     workers = np.zeros(n, np.dtype(WORKER + fields))
-    workers["drawn"], workers["last_drawn"] = draws[:-1], draws[1:]
     workers["gradient"], workers["up"], workers["unit"] = -1, True, -1
     units = np.zeros(0, UNIT)
     if service is not None:
@@ -414,8 +427,10 @@ def make_cast(
     arcs["out"], into = links.ports(source, target)
     queues = int(max(arcs["out"].max(), into.max())) + 1
     arcs["into"] = np.where((into >= 0) & (links.duplex == "full"), into + queues, into)
+    wanted = int(min(_wanted(cluster, cluster.speed_of(n, seed), horizon_s).max(), max(MOST_DRAWN // n, 16)))
     return Cast(
-        workers, arcs, durations_ns, np.stack([down_ns, up_ns]), np.stack(faults.partition_arrays(n)),
+        workers, arcs, np.empty((n, 1 << (wanted - 1).bit_length()), np.int64),
+        np.stack([down_ns, up_ns]), np.stack(faults.partition_arrays(n)),
         np.zeros(2 * queues, np.int64),
         Chances(int(seed), links.jitter_code, float(links.jitter_sigma), *faults.loss_numbers),
         ON_RETURN.index(faults.on_return),
@@ -475,22 +490,173 @@ def more(drawn: np.ndarray, last_drawn: np.ndarray, extra: np.ndarray) -> np.nda
     return np.where(short, extra + np.maximum(16, last_drawn - first), extra) if short.any() else None
 
 
-def make_trace(log: np.ndarray, ops: tuple[Op, ...], n: int, seed: int, horizon_s: float) -> Trace:
-    """The trace of a log; ``ops`` follow ``STREAM_OPS`` in the order of their codes."""
-    table = STREAM_OPS + ops
-    arity = max(len(op.operands) for op in table)
-    return Trace(
-        log["time_ns"] / 1e9,
-        log["op"].copy(),
-        log["operands"][:, :arity].copy(),
-        table,
-        n,
-        (Replica(int(seed), horizon_s),),
-        duration_s=log["duration_ns"] / 1e9,
-    )
-
-
 def horizon_of(horizon_s: float) -> int:
     """A horizon in whole nanoseconds, no later than the horizon itself."""
     horizon_ns = to_ns("stop", horizon_s)
     return horizon_ns - (horizon_ns / 1e9 > horizon_s)
+
+
+# -- a run --------------------------------------------------------------------------------------------------------------
+
+
+def _wanted(cluster: Cluster, speeds: np.ndarray, left_s: float) -> np.ndarray:
+    """(n,) durations that mostly fill the time that is left without a break."""
+    mean = max(left_s, 0.0) * speeds / cluster.compute.mean_s
+    return np.ceil(mean + 4 * np.sqrt(mean) + 4)
+
+
+@njit(cache=True)
+def _fill(workers, durations_ns, who, counts, seconds, speeds):
+    """Further durations of some workers, those of one after those of the other, as ``decentral.timing.durations_ns`` rounds."""
+    read = 0
+    for r in range(who.size):
+        mine, ring = workers[who[r]], durations_ns[who[r]]
+        for _ in range(counts[r]):
+            duration = np.rint(seconds[read] / speeds[who[r]] * 1e9)
+            ring[mine.drawn & (ring.size - 1)] = np.int64(min(max(duration, 1.0), float(LONGEST_NS)))
+            mine.drawn += 1
+            read += 1
+
+
+class Machine:
+    """A compiled loop and all it works on.
+
+    Args:
+        loop: ``loop(horizon_ns, tally, log, heap, *tables, *cast, *rest)`` goes on from where it was and returns what it lacks,
+            ``LOG`` and what follows it, or ``END`` and what follows that.
+        cluster: whose workers compute.
+        cast: the loop's.
+        rest: its further arguments.
+        horizon_s: end of the run.
+        events: in a log.
+        tables: of the loop's own, which may have to grow.
+
+    Attributes:
+        tally: int64 (``COUNTERS``,).
+        horizon_ns: in whole nanoseconds.
+    """
+
+    def __init__(
+        self, loop: Callable[..., int], cluster: Cluster, cast: Cast, rest: tuple, horizon_s: float, events: int,
+        tables: tuple[np.ndarray, ...] = (),
+    ) -> None:  # fmt: skip
+        self._loop, self._cluster, self._cast, self._rest = loop, cluster, cast, rest
+        self.tally, self.horizon_ns = np.zeros(COUNTERS, np.int64), horizon_of(horizon_s)
+        heap = make_heap(self.tally, cast.workers, cast.outages_ns, cast.apart)
+        self._tables = [np.empty(events + ROOM, EVENT), heap, *tables]
+        self._speeds = cluster.speed_of(len(cast.workers), cast.chances.seed)
+
+    def run(self) -> int:
+        """Until the log is full or there is nothing more to do: ``LOG``, ``END``, ``CIRCLE`` or ``IDLE``."""
+        while True:
+            why = self._loop(self.horizon_ns, self.tally, *self._tables, *self._cast, *self._rest)
+            if why == DRAWS:
+                self._draw()
+            elif why > LOG:
+                full = self._tables[why]
+                self._tables[why] = doubled(full, len(full))
+            else:
+                return why
+
+    def logged(self) -> np.ndarray:
+        """What happened since it was last asked; good until the loop runs again."""
+        events = int(self.tally[EVENTS])
+        self.tally[EVENTS] = 0
+        return self._tables[LOG][:events]
+
+    def _draw(self) -> None:
+        """Durations for whoever has few left: draws by number, so they depend on nothing else."""
+        cast, workers = self._cast, self._cast.workers
+        left_s = (self.horizon_ns - int(self.tally[NOW])) / 1e9
+        most = np.minimum(_wanted(self._cluster, self._speeds, left_s), cast.durations_ns.shape[1])
+        left = workers["drawn"] - workers["taken"]
+        who = np.flatnonzero(2 * left < most)
+        counts = most[who].astype(np.int64) - left[who]
+        seconds = self._cluster.compute.draw(
+            cast.chances.seed, who, workers["drawn"][who], counts, len(workers)
+        )
+        _fill(workers, cast.durations_ns, who, counts, seconds, self._speeds)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A :class:`~decentral.protocol.base.Source`: what a loop does, from the beginning, as often as asked.
+
+    Outages are all drawn first, 16 bytes each; what else there is in memory does not grow with the events.
+
+    Args:
+        logs: ``logs(horizon_s, events)`` runs the loop up to a horizon; yields its logs, of about so many events each, and
+            returns what there is to warn of, or None.
+        ops: of the trace, after ``STREAM_OPS`` in the order of their codes.
+        n: workers.
+        seed: of the replica.
+        until_s: the horizon that the loop runs to.
+        horizon_s: end of the trace, which may be before that.
+        events: until then; None: all.
+        warned: what was warned of, so that nobody hears it twice.
+    """
+
+    logs: Callable[[float, int], Generator[np.ndarray, None, str | None]]
+    ops: tuple[Op, ...]
+    n: int
+    seed: int
+    until_s: float = 0.0
+    horizon_s: float = 0.0
+    events: int | None = None
+    warned: set[str] = field(default_factory=set)
+
+    def timeline(self, network: Network, stop: Stop) -> Trace:
+        """All of it up to a stop, at once."""
+
+        def whole(horizon_s: float) -> Trace:
+            check_draws("stop", horizon_s, horizon_s * network.gradients_per_s * network.topology.n)
+            parts = list(self._to(horizon_s).pieces(MOST_LOGGED))
+            names = "time_s", "op", "operands", "duration_s"
+            columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+            return dataclasses.replace(parts[0], **columns)
+
+        return until(stop, network, whole)
+
+    def stopped(self, network: Network, stop: Stop) -> Pieces:
+        """The source of :meth:`timeline`; where gradients are counted, the loop runs now to find the last."""
+        return until(stop, network, self._to)
+
+    def _to(self, horizon_s: float) -> Pieces:
+        return dataclasses.replace(self, until_s=horizon_s, horizon_s=horizon_s)
+
+    def up_to(self, gradients: int) -> tuple[int, Pieces]:
+        """As :meth:`Trace.up_to`; the loop runs to the horizon all the same, as it does for a trace."""
+        taken, events, found = 0, 0, self
+        for piece in self.pieces(MOST_LOGGED):
+            if taken < gradients:
+                number, first = piece.up_to(gradients - taken)
+                taken, events = taken + number, events + len(first)
+                if taken >= gradients:
+                    found = dataclasses.replace(self, horizon_s=first.horizon_s, events=events)
+        return taken, found
+
+    def pieces(self, events: int) -> Iterator[Trace]:
+        """From the beginning: at least one piece, of about so many events each."""
+        left, ops = self.events, STREAM_OPS + self.ops
+        arity, replica = max(len(op.operands) for op in ops), Replica(int(self.seed), self.horizon_s)
+        for log in self._logs(events):
+            here = log[:left]
+            yield Trace(
+                here["time_ns"] / 1e9,
+                here["op"].copy(),
+                here["operands"][:, :arity].copy(),
+                ops,
+                self.n,
+                (replica,),
+                duration_s=here["duration_ns"] / 1e9,
+            )
+            if left is not None:
+                left -= len(here)
+                if not left:
+                    return
+
+    def _logs(self, events: int) -> Iterator[np.ndarray]:
+        warning = yield from self.logs(self.until_s, events)
+        if warning is not None and warning not in self.warned:
+            self.warned.add(warning)
+            warnings.warn(warning, stacklevel=7)

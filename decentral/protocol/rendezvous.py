@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -18,20 +19,28 @@ from decentral.engine.trace import (
     EXCHANGE_START,
     RECEIVE,
     SEND,
+    Op,
     Trace,
 )
 from decentral.errors import InvalidInput, RunFailed, check_flag, check_number, suggest
 from decentral.protocol import queues
-from decentral.protocol.base import Demand, Network, Stop, until
+from decentral.protocol.base import Demand, Network, Stop
 from decentral.protocol.queues import (
     ASKED,
+    CIRCLE,
     COMING,
     COMPUTED,
     DELIVER,
     DOWN,
+    DRAWS,
+    END,
     ENTER,
     EVENTS,
+    HEAP,
+    IDLE,
+    LOG,
     LONGEST_NS,
+    NOW,
     REQUESTED,
     SERVED,
     UP,
@@ -167,23 +176,24 @@ class Rendezvous:
 
     def timeline(self, network: Network, stop: Stop, seed: int) -> Trace:
         """The events of one run up to the stop."""
-        return until(stop, network, lambda horizon_s: self._build(network, horizon_s, seed))
+        return self._source(network, seed).timeline(network, stop)
 
-    def _build(self, network: Network, horizon_s: float, seed: int) -> Trace:
-        extra = np.zeros(network.topology.n, np.int64)
-        while True:
-            trace, extra = self._run(network, horizon_s, seed, extra)
-            if trace is not None:
-                return trace
+    def stream(self, network: Network, stop: Stop, seed: int) -> queues.Pieces:
+        """The same events piece by piece; where gradients are counted, they are once before."""
+        return self._source(network, seed).stopped(network, stop)
 
-    def _run(
-        self, network: Network, horizon_s: float, seed: int, extra: np.ndarray
-    ) -> tuple[Trace | None, np.ndarray]:
-        """The trace, or None where a worker needed more durations; and how many more to try."""
+    def _source(self, network: Network, seed: int) -> queues.Pieces:
+        ops = MESSAGES[self.messages] + queues.unit_ops(network.demand.service)
+        return queues.Pieces(partial(self._logs, network, seed, ops), ops, network.topology.n, seed)
+
+    def _logs(
+        self, network: Network, seed: int, ops: tuple[Op, ...], horizon_s: float, events: int
+    ) -> Generator[np.ndarray, None, str | None]:
+        """See :class:`queues.Pieces`."""
         topology, cluster, n = network.topology, network.cluster or Cluster(), network.topology.n
-        demand, ops = network.demand, MESSAGES[self.messages] + queues.unit_ops(network.demand.service)
+        demand = network.demand
         cast = queues.make_cast(
-            topology, cluster, demand.message_bytes, seed, horizon_s, STREAM, extra, demand.service, ops
+            topology, cluster, demand.message_bytes, seed, horizon_s, STREAM, demand.service, ops
         )
         arcs = cast.arcs
         turn = np.empty(0, np.int64)
@@ -198,24 +208,28 @@ class Rendezvous:
             self.wait,
             shared and bool(arcs["transmission_ns"].any()),
         )
-        horizon_ns = queues.horizon_of(horizon_s)
-        log, stuck, now, idle = _loop(horizon_ns, *cast, turn, rules)
-        again = queues.more(cast.workers["drawn"], cast.workers["last_drawn"], extra)
-        if again is not None:
-            return None, again
-        if stuck >= 0 or idle:
-            raise RunFailed(_why(int(stuck), int(now), cast, turn))
-        since_ns = cast.workers["since_ns"]
+        # One place more than workers: a full ring is not an empty one.
+        lookers, starters = np.empty((2, n + 1), np.int64)
+        machine = queues.Machine(_loop, cluster, cast, (turn, lookers, starters, rules), horizon_s, events)
+        tally, why = machine.tally, LOG
+        _owe(tally, cast.workers, rules, lookers, starters)
+        while why == LOG:
+            why = machine.run()
+            if why in (CIRCLE, IDLE):
+                raise RunFailed(
+                    _why(int(tally[_STUCK]) if why == CIRCLE else -1, int(tally[NOW]), cast, turn)
+                )
+            yield machine.logged()
+        since_ns, horizon_ns = cast.workers["since_ns"], machine.horizon_ns
         late = min(horizon_ns // 2, horizon_ns - round(_STARVED * 1e9 * network.time_unit_s))
         starved = np.flatnonzero(cast.workers["waiting"] & (since_ns < late))
-        if self.wait and starved.size:
-            longest = int(starved[np.argmin(since_ns[starved])])
-            warnings.warn(
-                f"rendezvous: {starved.size} of {n} workers have waited for more than half of {horizon_s:g} s; "
-                + _waits(longest, horizon_ns, cast),
-                stacklevel=5,
-            )
-        return queues.make_trace(log, ops, n, seed, horizon_s), extra
+        if not (self.wait and starved.size):
+            return None
+        longest = int(starved[np.argmin(since_ns[starved])])
+        return (
+            f"rendezvous: {starved.size} of {n} workers have waited for more than half of {horizon_s:g} s; "
+            + _waits(longest, horizon_ns, cast)
+        )
 
 
 def _why(stuck: int, now: int, cast: queues.Cast, turn: np.ndarray) -> str:
@@ -281,7 +295,7 @@ STREAM = [
 ]
 """Fields of a worker's communication stream."""
 # Counters beside those of every loop.
-_EXCHANGES, _HEAD, _TAIL, _WAITING, _LOOKERS, _LOOKED, _STARTERS, _STARTED = range(3, 11)
+_EXCHANGES, _HEAD, _TAIL, _WAITING, _LOOKERS, _LOOKED, _STARTERS, _STARTED, _STUCK = range(4, 13)
 
 
 @njit(cache=True)
@@ -545,8 +559,20 @@ def _cancel(log, tally, workers, rules, worker, now):
 
 
 @njit(cache=True)
+def _owe(tally, workers, rules, lookers, starters):
+    """Everyone owes an exchange."""
+    tally[_HEAD] = tally[_TAIL] = -1
+    for worker in range(workers.size):
+        workers[worker].owed, workers[worker].partner = 1, -1
+        _go_on(tally, workers, rules, lookers, starters, worker, 0)
+
+
+@njit(cache=True)
 def _loop(
     horizon_ns,
+    tally,
+    log,
+    heap,
     workers,
     arcs,
     durations_ns,
@@ -557,29 +583,22 @@ def _loop(
     on_return,
     units,
     turn,
+    lookers,
+    starters,
     rules,
 ):
-    """All events up to the horizon; see :class:`queues.Cast`. ``turn``: arcs in the order of turns, empty for first come.
+    """All events up to the horizon, or why it cannot go on; see :class:`queues.Machine` and :class:`queues.Cast`.
 
-    Returns:
-        ``(log, stuck, now, idle)``: a worker of a circle that waits, or -1; the time of the last thing that happened; whether
-        workers wait and nothing will ever happen.
+    ``turn``: arcs in the order of turns, empty for first come. Of ``CIRCLE`` a worker that waits in it is ``tally[_STUCK]``.
     """
-    n = workers.size
-    tally = np.zeros(11, np.int64)
-    tally[_HEAD] = tally[_TAIL] = -1
-    log, heap = np.empty(4096, queues.EVENT), queues.make_heap(tally, workers, outages_ns, apart)
-    # One place more than workers: a full ring is not an empty one.
-    lookers, starters = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
-    now, stuck, idle = np.int64(0), np.int64(-1), False
-    for worker in range(n):
-        workers[worker].owed, workers[worker].partner = 1, -1
-        _go_on(tally, workers, rules, lookers, starters, worker, now)
+    now = tally[NOW]
     while True:
         if tally[EVENTS] + queues.ROOM > log.size:
-            log = queues.doubled(log, tally[EVENTS])
+            why = LOG
+            break
         if tally[COMING] + queues.ROOM > len(heap):
-            heap = queues.doubled(heap, tally[COMING])
+            why = HEAP
+            break
         if tally[COMING] and heap[0, 0] == now:
             now, kind, number, payload = pop(heap, tally)
             worker = payload if kind <= DELIVER else number
@@ -629,7 +648,8 @@ def _loop(
             if turn.size:
                 arc, circle = _round_robin(workers, arcs, apart, turn, worker, now)
                 if circle:
-                    stuck = worker
+                    tally[_STUCK] = worker
+                    why = CIRCLE
                     break
             else:
                 arc = _first_come(tally, workers, arcs, apart, worker, now)
@@ -640,16 +660,22 @@ def _loop(
                 low, high = min(worker, other), max(worker, other)
                 _begin(log, heap, tally, workers, arcs, free_ns, chances, rules, arc, low, high, now)
         elif tally[_STARTED] != tally[_STARTERS]:
-            worker = first_listed(starters, tally, _STARTED)
+            worker = starters[tally[_STARTED]]
             mine = workers[worker]
+            if mine.taken == mine.drawn:
+                why = DRAWS
+                break
+            first_listed(starters, tally, _STARTED)
             mine.starting = False
             if mine.up and mine.gradient < 0 and not _blocked(mine, rules):
                 start_gradient(log, heap, tally, workers, durations_ns, worker, now)
         elif not tally[COMING] or heap[0, 0] >= LONGEST_NS:
-            idle = tally[_WAITING] > 0
+            why = IDLE if tally[_WAITING] > 0 else END
             break
         elif heap[0, 0] > horizon_ns:
+            why = END
             break
         else:
             now = heap[0, 0]
-    return log[: tally[EVENTS]], stuck, now, idle
+    tally[NOW] = now
+    return why
