@@ -1,6 +1,7 @@
 """Large runs: events that are not kept, workers shared out over devices, constants of large graphs.
 
-    python benchmarks/large.py stream 1e5 1e7        peak memory against the number of events
+    python benchmarks/large.py stream 1e5 1e7        peak memory against the number of events: Poisson clocks
+    python benchmarks/large.py rendezvous 1e5 1e7    the same on a cluster
     python benchmarks/large.py devices 1 4           events per second on so many forced devices of this CPU
     python benchmarks/large.py constants ring grid   seconds for chi_1 and chi_2 [--n 100000]
 
@@ -29,6 +30,20 @@ def peak_mib() -> float:
 
 def stream(events: str, n: int) -> dict:
     """Gossip with gradients on a ring of 64, d = 5, no trace kept."""
+    return _streamed(float(events) / WORKERS / 1.5)
+
+
+def rendezvous(events: str, n: int) -> dict:
+    """The same with gradients of log-normal length whose messages take a fifth of their mean time."""
+    from decentral.protocol import Rendezvous
+    from decentral.timing import Cluster, Links
+    from decentral.timing.compute import LogNormal
+
+    cluster = Cluster(LogNormal(1.0, 0.5), Links(latency_s=0.2))
+    return _streamed(float(events) / WORKERS / 3.5, protocol=Rendezvous(), cluster=cluster)
+
+
+def _streamed(time_s: float, **arguments) -> dict:
     import decentral
     from decentral import problem, topology
 
@@ -37,8 +52,9 @@ def stream(events: str, n: int) -> dict:
         problem.quadratic(n=WORKERS, d=5, dtype="float32"),
         topology.named("ring", n=WORKERS),
         decentral.Gossip(optimizer={"kind": "sgd", "learning_rate": 0.01}),
-        stop=float(events) / WORKERS / 1.5,
+        stop=time_s,
         record=decentral.Record(trace=False, count=100),
+        **arguments,
     )
     wall_s = {stage: round(seconds, 1) for stage, seconds in result.wall_s.items()}
     seconds = round(time.perf_counter() - began, 1)
@@ -77,7 +93,7 @@ def constants(kind: str, n: int) -> dict:
     return {"graph": kind, "n": n, "edges": len(graph.edges)} | numbers | {"peak_mib": round(peak_mib())}
 
 
-MEASURED = {"stream": stream, "devices": devices, "constants": constants}
+MEASURED = {"stream": stream, "rendezvous": rendezvous, "devices": devices, "constants": constants}
 
 
 def main() -> None:
