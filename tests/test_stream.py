@@ -224,7 +224,7 @@ def test_what_is_said_of_a_stream_is_said_once(windows):
         assert len(streamed) == 1
 
 
-@pytest.mark.parametrize("stop", [Time(100.0), Gradients(300)])
+@pytest.mark.parametrize("stop", [Time(100.0), Gradients(300), Gradients(5)])
 def test_a_stream_fails_as_its_timeline_does(stop):
     faults = Faults(down=((1, 2.0, 5.0),))
     circle = Rendezvous(count="fixed", pairing="round_robin", wait=True)

@@ -157,7 +157,7 @@ def _require_memory(parts: dict[str, float]) -> float:
             "memory",
             f"about {needed / gib:,.1f} GiB ({words})",
             f"the {available / gib:,.1f} GiB that are free",
-            "Use fewer workers, seeds or events, or smaller parameters. (Poisson clocks on a fixed graph need not keep their "
-            "events: record.trace = false.)",
+            "Use fewer workers, seeds or events, or smaller parameters. (Poisson clocks on a fixed graph, rendezvous and mailbox "
+            "need not keep their events: record.trace = false.)",
         )
     return needed
