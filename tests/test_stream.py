@@ -163,7 +163,7 @@ def test_durations_are_the_tapes_however_few_are_drawn_at_once(protocol, compute
 
 
 @pytest.mark.parametrize("protocol", [Rendezvous(), Mailbox()])
-def test_requests_at_optical_units_are_drawn_in_pieces(protocol, few_drawn):
+def test_requests_at_optical_units_are_drawn_in_pieces(protocol, few_drawn, windows):
     graph = topology.named("ring", n=8, units={"device": "LightOn OPU Gen-2", "count": 2, "latency_s": 0.01})
     service = Service(RandomProjection(10, 64, 4), 0.5, 0.3)
     network = clocks(protocol, CLUSTERS["keep"], graph, service=service)
@@ -199,9 +199,9 @@ def test_messages_on_their_way_take_no_more_room_than_they_are_many():
     assert (sizes[0], sizes[-1]) == (1024, 8192)  # 8 a second, each for 500 s
 
 
-def windows_of(source):
-    """All of them, so that it is gone through to the end twice."""
-    found = Stream([source], (0,), Record(count=3).marks)
+def windows_of(sources):
+    """All of them, so that they are gone through twice."""
+    found = Stream(sources, range(len(sources)), Record(count=3).marks)
     assert len(found) == sum(len(window.trace) for window in found.windows())
 
 
@@ -217,11 +217,11 @@ def test_what_is_said_of_a_stream_is_said_once(windows):
     ]
     for protocol, network, stop, words in cases:
         with pytest.warns(UserWarning, match=words) as kept:
-            protocol.timeline(network, stop, 0)
+            merge([protocol.timeline(network, stop, seed) for seed in range(2)])
         with pytest.warns(UserWarning, match=words) as streamed:
-            windows_of(protocol.stream(network, stop, 0))
+            windows_of([protocol.stream(network, stop, seed) for seed in range(2)])
         assert [str(each.message) for each in streamed] == [str(each.message) for each in kept]
-        assert len(streamed) == 1
+        assert len(streamed) == 2
 
 
 @pytest.mark.parametrize("stop", [Time(100.0), Gradients(300), Gradients(5)])
