@@ -62,8 +62,8 @@ LOG, HEAP = range(2)
 """What a loop returns when a table is full: its place among them, the first two of each loop."""
 END, DRAWS, CIRCLE, IDLE = range(-1, -5, -1)
 """What it returns otherwise: the horizon is reached, a worker has no duration left, workers wait in a circle, or for ever."""
-MOST_DRAWN = 2**20
-"""Durations of all workers that are drawn ahead (at least 16 each)."""
+MOST_DRAWN = 2**18
+"""Durations of all workers of a replica that are drawn ahead (at least 16 each): 2 MB."""
 MOST_LOGGED = 2**18
 """Events in a log, where nobody asks for pieces of another size."""
 
@@ -403,7 +403,7 @@ def make_cast(
         horizon_s: end of the run.
         fields: names and types that the loop adds to ``WORKER``; they start at 0.
         service: what gradients ask of the topology's units.
-        ops: of the trace, as for :func:`make_trace`.
+        ops: of the trace, after ``STREAM_OPS`` in the order of their codes.
     """
     n, links, faults = topology.n, cluster.links, cluster.faults
     outages, down_ns, up_ns = faults.outages(seed, n, float(np.nextafter(horizon_s + 1e-9, np.inf)))
