@@ -143,7 +143,7 @@ class Mailbox:
         return self._source(network, seed).timeline(network, stop)
 
     def stream(self, network: Network, stop: Stop, seed: int) -> queues.Pieces:
-        """The same events piece by piece; where gradients are counted, they are once before."""
+        """The same events piece by piece. Which gradient is the last to count is found here, by running the loop once."""
         return self._source(network, seed).stopped(network, stop)
 
     def _source(self, network: Network, seed: int) -> queues.Pieces:

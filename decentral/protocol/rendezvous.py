@@ -128,7 +128,7 @@ class Rendezvous:
         wait: a gradient starts only when nothing is owed (blocking gossip).
 
     Raises:
-        RunFailed: from ``timeline``: workers wait for each other in a circle, or all wait for workers that stay down.
+        RunFailed: from ``timeline`` and ``stream``: workers wait for each other in a circle, or all wait for workers that stay down.
 
     References:
         Nabli, Belilovsky, Oyallon: A2CiD2 (NeurIPS 2023) and its released code.
@@ -179,7 +179,7 @@ class Rendezvous:
         return self._source(network, seed).timeline(network, stop)
 
     def stream(self, network: Network, stop: Stop, seed: int) -> queues.Pieces:
-        """The same events piece by piece; where gradients are counted, they are once before."""
+        """The same events piece by piece. Which gradient is the last to count is found here, by running the loop once."""
         return self._source(network, seed).stopped(network, stop)
 
     def _source(self, network: Network, seed: int) -> queues.Pieces:
