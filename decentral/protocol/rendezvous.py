@@ -128,7 +128,8 @@ class Rendezvous:
         wait: a gradient starts only when nothing is owed (blocking gossip).
 
     Raises:
-        RunFailed: from ``timeline`` and ``stream``: workers wait for each other in a circle, or all wait for workers that stay down.
+        RunFailed: from ``timeline`` and ``stream``: workers wait for each other in a circle, or all wait for workers that
+            stay down.
 
     References:
         Nabli, Belilovsky, Oyallon: A2CiD2 (NeurIPS 2023) and its released code.
