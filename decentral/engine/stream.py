@@ -80,7 +80,7 @@ class Stream:
 
     Attributes:
         replicas, ops, n_workers, banks: as of a trace.
-        counts, gradients_of_workers, unit_of_workers, hashes: as of a trace.
+        counts, gradients_of_workers, hashes: as of a trace.
         times_s, events: of the records, as ``Record.schedule`` gives them.
         totals: name -> float64 ``(replicas, records + 1)``, see :func:`count_events`.
         slots: sizes of the banks of slots.
@@ -109,7 +109,6 @@ class Stream:
         book, hashes, meetings = SlotBook(), [ColumnHash() for _ in self.replicas], _Meetings(self)
         self.events = np.zeros(len(marks.values), np.int64)
         self.gradients_of_workers = np.zeros(self.total_workers, np.int64)
-        self.unit_of_workers = np.full(self.total_workers, -1)
         numbers, times_s, sample = np.zeros(len(self.ops), np.int64), [], []
         self._length, totals = 0, None
         for piece in self._merged(hashes):
@@ -123,7 +122,6 @@ class Stream:
             self.events += before
             numbers += np.bincount(piece.op, minlength=len(self.ops))
             self.gradients_of_workers += piece.gradients_of_workers
-            self.unit_of_workers = np.maximum(self.unit_of_workers, piece.unit_of_workers)
             meetings.add(piece)
             numbered = dataclasses.replace(piece, operands=book.assign(piece))
             if sum(map(len, sample)) < sampled_events(self.total_workers):

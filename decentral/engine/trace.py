@@ -587,16 +587,6 @@ class Trace:
                 applied += np.bincount(np.repeat(first, sizes) + sender, minlength=applied.size)
         return applied
 
-    @cached_property
-    def unit_of_workers(self) -> np.ndarray:
-        """Int64 ``(total_workers,)``: the optical unit that each worker's gradients ask, -1 for none."""
-        unit = np.full(self.total_workers, -1)
-        requests = self.operands[
-            np.isin(self.op, [k for k, op in enumerate(self.ops) if op.name == "request"])
-        ]
-        unit[requests[:, 0]] = requests[:, 1]
-        return unit
-
     def cut(self, events: int) -> Trace:
         """The first ``events`` events of one replica; it ends with the last of them."""
         last_s = float(self.time_s[events - 1]) if events else 0.0

@@ -387,16 +387,18 @@ class Simulation:
         feedback = self.algorithms[0].feedback
         if feedback is None:
             return None
-        if feedback.units == "private" and REQUEST not in self.trace.ops:
+        asked = [code for code, op in enumerate(self.trace.ops) if op.name == REQUEST.name]
+        if feedback.units == "private" and not asked:
             return jax.vmap(lambda key: jax.random.fold_in(key, int(Draw.FEEDBACK)))(keys)
         units = [
             jax.random.fold_in(jax.random.key(replica.seed or 0), int(Draw.FEEDBACK))
             for replica in self.trace.replicas
         ]
         shared = jnp.repeat(jnp.stack(units), self.trace.n_workers)
-        unit = np.maximum(self.trace.unit_of_workers, 0).astype(
-            np.uint32
-        )  # the first one's matrix is the shared one
+        unit = np.zeros(self.trace.total_workers, np.uint32)  # the first one's matrix is the shared one
+        if asked:
+            requests = self.trace.operands[np.isin(self.trace.op, asked)]
+            unit[requests[:, 0]] = requests[:, 1]
         return jnp.where(
             jnp.asarray(unit == 0), shared, jax.vmap(jax.random.fold_in)(shared, jnp.asarray(unit))
         )
