@@ -1,7 +1,11 @@
 """The figures' scripts: which run folders they take, what they write, and the table of claims."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +191,31 @@ def test_figures_from_nothing_and_again(root, capsys):
     lines.clear()
     assert make_figures(runs=root / "runs", root=root, jobs=1, smoke=True, say=lines.append) == 2
     assert lines[-1] == "2 failed: tiny, paper_figures/tiny_figure.py"
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_was_killed(tmp_path):
+    script = """
+import concurrent.futures, multiprocessing, os, sys, time
+from decentral.experiment.figures import _start_worker
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(1, context, _start_worker, (sys.argv[1],))
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+    path = tmp_path / "pool.py"
+    path.write_text(script)
+    command = [sys.executable, str(path), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+        try:
+            assert process.communicate(timeout=30)[0] == ""  # ends when nobody holds the other end
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            raise
 
 
 @pytest.mark.slow

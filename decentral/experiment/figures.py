@@ -18,6 +18,7 @@ import shlex
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -429,6 +430,7 @@ def _ready(experiment: Experiment, runs: Path, smoke: bool) -> bool:
 
 def _start_worker(cache: str) -> None:
     """Programs that are alike are compiled once for all processes: short runs are mostly compiling."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Before JAX is loaded: it says of every program read back that another machine may have compiled it.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import jax
@@ -436,6 +438,14 @@ def _start_worker(cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _end_with_parent() -> None:
+    """Workers of a pool whose process was killed would wait for work for ever, with all their memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _attempt(function: Callable, *arguments: Any, **named: Any) -> tuple[float, Any, str]:
