@@ -373,6 +373,19 @@ def test_what_only_the_task_warns_of_is_told_when_the_sweep_ends(monkeypatch):
     assert warned_of(caught) == [f"run {found.runs[0].id} (topology.kind = ring) and 2 more: mind the gap"]
 
 
+def test_a_run_that_cannot_begin_spares_its_group():
+    """Of a group's two pairings one waits in circles when a worker is gone; both would be replicas of one trace."""
+    tables = BASE | {
+        "topology": {"kind": "complete", "n": 4},
+        "protocol": {"kind": "rendezvous", "count": "fixed", "wait": True},
+        "cluster": {"links": {"latency_s": 0.25}, "faults": {"down": [[1, 2.0, 5.0]]}},
+        "stop": {"kind": "time", "time_s": 50.0},
+    }
+    found = decentral.sweep(tables, {"protocol.pairing": ["first_come", "round_robin"]})
+    assert [(run.group, run.status) for run in found.runs] == [(0, "finished"), (0, "failed")]
+    assert found.runs[1].failure["message"].startswith("rendezvous: circular waiting")
+
+
 def test_many_warnings_are_not_all_told():
     with pytest.warns(UserWarning, match="5 more warnings|run abc") as caught:
         sweeps._warn({f"{number}": {"abc": {}} for number in range(sweeps.SHOWN + 5)})

@@ -88,7 +88,7 @@ def run_merged(
         try:
             with keeping_warnings(told[key], aloud=False):
                 prepared[key] = prepare_run(spec, shared)
-        except InvalidInput as error:
+        except Exception as error:  # of this run: the others go on
             if key in missing:
                 write_failure(runs / key, spec, _failure(error, None, {}), command_line, error, told[key])
     for members in _alike(prepared):

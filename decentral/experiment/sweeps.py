@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from decentral.errors import InvalidInput, InvalidInputs, RunFailed
+from decentral.errors import DecentralError, InvalidInput, InvalidInputs, RunFailed
 from decentral.experiment import folder as folders
 from decentral.experiment import sweep_folder
 from decentral.experiment.axes import Point, Range, as_axes, as_points, points_of
@@ -33,7 +33,7 @@ from decentral.experiment.overrides import changed, read_tables
 from decentral.experiment.prepared import Shared, Size, check, source_hash
 from decentral.experiment.run import keeping_warnings
 from decentral.experiment.spec import Spec, validate
-from decentral.experiment.sweep_folder import FILE, Sweep, SweepRun
+from decentral.experiment.sweep_folder import FILE, Sweep
 
 ID_DIGITS = 12
 TRIES = 3
@@ -270,19 +270,21 @@ def _words(point: Point) -> str:
     return ", ".join(f"{key} = {value}" for key, value in point.items())
 
 
-def _warn(found: Mapping[str, Mapping[str, Point]]) -> None:
+def _warn(found: Mapping[str, Mapping[str, Point]], stacklevel: int = 4) -> None:
     """Every warning once.
 
     Args:
         found: the warning -> the runs it is of: id -> what the run was asked for.
+        stacklevel: of whoever asked for the sweep.
     """
     for words, runs in list(found.items())[:SHOWN]:
         key, point = next(iter(runs.items()))
         name = f"run {key} ({_words(point)})" if point else f"run {key}"
         more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-        warnings.warn(f"{name}{more}: {words}", stacklevel=4)
+        warnings.warn(f"{name}{more}: {words}", stacklevel=stacklevel)
     if len(found) > SHOWN:
-        warnings.warn(f"{len(found) - SHOWN} more warnings are in the runs' manifest.json.", stacklevel=4)
+        more = f"{len(found) - SHOWN} more warnings are in the runs' manifest.json."
+        warnings.warn(more, stacklevel=stacklevel)
 
 
 def _record_of(folder: Path, tables: Mapping[str, Any], merge: bool) -> dict[str, Any] | None:
@@ -435,24 +437,25 @@ def run_plan(plan: SweepPlan, *, executor: str = "inline", progress: bool = Fals
             except KeyboardInterrupt:
                 done = len(plan.asked) - len(_missing(folder, plan.asked))
                 words = f"Interrupted: {done} of {len(plan.asked)} runs are done, in {folder}."
+                with contextlib.suppress(DecentralError):  # it is the interruption that matters
+                    _warn_of(folder, left, plan.warned)
                 raise RunFailed(f"{words} To go on: the same command again.") from None
             finally:
                 if bar:
                     bar.close()
-                found = Sweep.load(folder)
-                _warn_of([run for run in found.runs if run.id in left], plan.warned)
+            _warn_of(folder, left, plan.warned)
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    return found
+    return Sweep.load(folder)
 
 
-def _warn_of(runs: Sequence[SweepRun], before: Sequence[str]) -> None:
+def _warn_of(folder: Path, keys: Sequence[str], before: Sequence[str]) -> None:
     """What runs warned of where they were computed, but for what the plan warned of already."""
     found: dict[str, dict[str, Point]] = {}
-    for run in runs:
-        for words in run.warnings:
+    for run in Sweep.load(folder).runs:
+        for words in run.warnings if run.id in keys else ():
             if words not in before:
                 found.setdefault(words, {})[run.id] = run.set
-    _warn(found)
+    _warn(found, stacklevel=5)
 
 
 def _write_record(plan: SweepPlan) -> None:
