@@ -91,6 +91,21 @@ def test_a_model_has_the_law_it_is_named_for(kind):
     np.testing.assert_allclose(model.quantile(probabilities), law.ppf(probabilities), rtol=1e-9)
 
 
+def test_stragglers_may_be_asked_for_in_parts_and_in_any_order():
+    """The chain goes on from where it was, and begins again where somebody asks for what was before."""
+    model, n, count = Markov(1.0, 5.0, 0.2, 0.3), 3, 101
+    whole = model.draw(7, np.arange(n), 0, count, n).reshape(n, count)
+    assert {1.0, 5.0} == set(whole.ravel())
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        workers = rng.permutation(n)[: rng.integers(1, n + 1)]
+        first = rng.integers(0, count, len(workers))
+        draws = rng.integers(0, count - first + 1)
+        parts = np.split(model.draw(7, workers, first, draws, n), np.cumsum(draws)[:-1])
+        for worker, begin, part in zip(workers, first, parts, strict=True):
+            np.testing.assert_array_equal(part, whole[worker, begin : begin + len(part)])
+
+
 def test_fixed_times():
     assert set(Constant(0.5).draw(0, [3, 4], 0, 5, 8)) == {0.5}
     assert Device("a100-sxm4-80", 312e12).mean_s == pytest.approx(2.5), "312 TFLOP at 40 % of 312 TFLOP/s"

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -245,16 +245,21 @@ class Pareto(_Inverse):
 
 
 @njit(cache=True)
-def _slow_runs(seed, workers, first, draws, to_slow, to_fast):
-    """Whether the chain is in its slow state, for the draws asked; every chain is stepped from draw 0."""
+def _slow_runs(seed, workers, first, draws, to_slow, to_fast, stepped, was_slow):
+    """Whether the chain is in its slow state, for the draws asked; every chain is stepped from draw 0, or from where it was.
+
+    ``stepped`` and ``was_slow`` (n,) say how many draws of each worker's chain were made before and how the last came out; they
+    are brought up to date.
+    """
     out = np.empty(draws.sum(), np.bool_)
     written = 0
     for r in range(draws.size):
-        slow = False
+        begin = stepped[workers[r]] if stepped[workers[r]] <= first[r] else 0
+        slow = was_slow[workers[r]]
         block = (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
         worker = np.uint64(workers[r])
-        for count in range(first[r] + draws[r]):
-            if count % 4 == 0:
+        for count in range(begin, first[r] + draws[r]):
+            if count % 4 == 0 or count == begin:
                 block = philox(
                     np.uint64(seed),
                     np.uint64(_COMPUTE),
@@ -273,7 +278,14 @@ def _slow_runs(seed, workers, first, draws, to_slow, to_fast):
             if count >= first[r]:
                 out[written] = slow
                 written += 1
+        stepped[workers[r]], was_slow[workers[r]] = first[r] + draws[r], slow
     return out
+
+
+@lru_cache(maxsize=64)
+def _chains(chain: Markov, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the chains of a run stand: a run asks for the draws of a worker in order, a part at a time."""
+    return np.zeros(n, np.int64), np.zeros(n, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -316,7 +328,8 @@ class Markov:
     def draw(self, seed: int, workers, first, draws, n: int) -> np.ndarray:
         """See :meth:`ComputeModel.draw`."""
         workers, first, draws = _runs(workers, first, draws)
-        slow = _slow_runs(seed, workers, first, draws, float(self.to_slow), float(self.to_fast))
+        chances = float(self.to_slow), float(self.to_fast)
+        slow = _slow_runs(seed, workers, first, draws, *chances, *_chains(self, int(seed), n))
         return np.where(slow, float(self.slow_s), float(self.fast_s))
 
 
@@ -498,10 +511,10 @@ def to_ns(name: str, seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def check_draws(name: str, got: object, draws: float) -> None:
-    """InvalidInput where a run needs more than ``MAX_DRAWS`` draws."""
+def check_draws(name: str, got: object, draws: float, further: str = "") -> None:
+    """InvalidInput where a run needs more than ``MAX_DRAWS`` draws; ``further``: other advice."""
     if draws > MAX_DRAWS:
-        advice = f"This needs {draws:,.0f} draws; stop earlier, or take fewer or slower workers."
+        advice = f"This needs {draws:,.0f} draws; stop earlier, or take fewer or slower workers. {further}".rstrip()
         raise InvalidInput(name, got, f"a run of at most {MAX_DRAWS:,} draws", advice)
 
 
