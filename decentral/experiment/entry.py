@@ -348,9 +348,8 @@ def realised_topology(trace: Trace | Stream, index: int, unit_s: float) -> Topol
 
 def streams(protocol: Protocol, network: Network, record: Record) -> bool:
     """Whether events are drawn, planned and done chunk by chunk, and never all there at once."""
-    if (
-        record.trace or network.demand.service is not None
-    ):  # the account of optical units is made from all events
+    # The account of optical units is made from all events.
+    if record.trace or network.demand.service is not None:
         return False
     draw = getattr(protocol, "stream", None)
     return draw is not None and draw(network, Time(1.0), 0) is not None

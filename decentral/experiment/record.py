@@ -25,8 +25,8 @@ class Record:
         evaluate: compute losses and accuracies; without them a record costs O(n d).
         states: keep every worker's whole state at every record time, as stored (``Result.states``).
         trace: keep the trace, and save it in the run folder. Without, events are drawn, planned and done chunk by chunk where the
-            protocol can (Poisson clocks, rendezvous, mailbox), so that memory does not grow with their number, and the result has
-            only their hash: no chart or figures of who waited for whom.
+            protocol can (Poisson clocks, rendezvous, mailbox; not with optical units), so that memory does not grow with
+            their number, and the result has only their hash: no chart or figures of who waited for whom.
         target: the level of ``target_metric`` whose time is reported; by default the best level that every
             algorithm reaches on every seed.
         target_metric: ``"suboptimality"`` where the optimum is known, else ``"loss"``.

@@ -63,7 +63,7 @@ LOG, HEAP = range(2)
 END, DRAWS, CIRCLE, IDLE = range(-1, -5, -1)
 """What it returns otherwise: the horizon is reached, a worker has no duration left, workers wait in a circle, or for ever."""
 MOST_DRAWN = 2**18
-"""Durations of all workers of a replica that are drawn ahead (at least 16 each): 2 MB."""
+"""Durations of all workers of a replica that are drawn ahead (at least 16 each): 2 to 4 MB."""
 MOST_LOGGED = 2**18
 """Events in a log, where nobody asks for pieces of another size."""
 
@@ -582,7 +582,7 @@ class Machine:
 class Pieces:
     """A :class:`~decentral.protocol.base.Source`: what a loop does, from the beginning, as often as asked.
 
-    Outages are all drawn first, 16 bytes each; what else there is in memory does not grow with the events.
+    Outages are all drawn first, 16 bytes each; what else is in memory does not grow with the events, unless messages pile up.
 
     Args:
         logs: ``logs(horizon_s, events)`` runs the loop up to a horizon; yields its logs, of about so many events each, and
@@ -609,7 +609,8 @@ class Pieces:
         """All of it up to a stop, at once."""
 
         def whole(horizon_s: float) -> Trace:
-            check_draws("stop", horizon_s, horizon_s * network.gradients_per_s * network.topology.n)
+            draws = horizon_s * network.gradients_per_s * network.topology.n
+            check_draws("stop", stop, draws, "Or do not keep the events: record.trace = false.")
             parts = list(self._to(horizon_s).pieces(MOST_LOGGED))
             names = "time_s", "op", "operands", "duration_s"
             columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
