@@ -56,7 +56,7 @@ test: $(VENV)/.installed-test ## the test suite, without the slow tests
 	XLA_FLAGS="$(QUICK_TO_COMPILE)" $(PYTEST) -m "not slow" --numprocesses 2 $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-test ## the slow tests, and only those
-	$(PYTEST) -m slow --verbose --durations=10 --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m slow --verbose --durations=10 --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-test ## speed beside what one would write oneself: ratios from one run, event counts asserted
 	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
