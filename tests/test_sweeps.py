@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 
 import decentral
 from decentral import cli
@@ -371,6 +372,18 @@ def test_what_only_the_task_warns_of_is_told_when_the_sweep_ends(monkeypatch):
         found = decentral.sweep(BASE, {"topology.kind": ["ring", "complete", "star"]})
     assert [run.warnings for run in found.having("failed")] == [["mind the gap"]] * 3
     assert warned_of(caught) == [f"run {found.runs[0].id} (topology.kind = ring) and 2 more: mind the gap"]
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_forecast_says_what_is_known_and_nothing_of_its_sample(tmp_path, capfd):
+    """A short run is made to see how fast it is; that it warns too is of no interest."""
+    path = tmp_path / "warns.toml"
+    path.write_text(tomli_w.dumps(WARNS))
+    assert cli.main(["sweep", str(path), "--set", "seed=3,4", "--dry-run"]) == 0
+    said = capfd.readouterr()
+    assert said.err.count("DADAO needs") == 1
+    assert " and 1 more: DADAO needs" in said.err
+    assert "from a short run" in said.out
 
 
 def test_a_run_that_cannot_begin_spares_its_group():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from decentral.errors import InvalidInput, InvalidInputs, RunFailed, suggest
 from decentral.experiment import folder as folders
 from decentral.experiment.bars import bar
 from decentral.experiment.overrides import read_tables
+from decentral.experiment.prepared import hash_of
 from decentral.experiment.run import CHECKPOINT_EVERY_S, interruptible
 from decentral.experiment.spec import NAME, NAME_WORDS, Spec, read_problem, validate
 from decentral.experiment.tasks import ProblemTask
@@ -542,7 +542,7 @@ def run_meta_training(
             "end": None,
             **folders.provenance(command_line),
             "devices": loop.training.devices,
-            "spec_hash": hashlib.sha256(text).hexdigest(),
+            "spec_hash": hash_of(text),
         }
         path = folders.create(out, spec.name, manifest, overwrite=overwrite)
         with folders.exclusive(path):
@@ -569,7 +569,7 @@ def resume_meta_training(
         raise InvalidInput("DIR", str(path), "a meta-training that is not finished", "This one is.")
     with interruptible() as check_interrupt, folders.exclusive(path):
         given = (path / "spec.toml").read_bytes() if (path / "spec.toml").is_file() else b""
-        if hashlib.sha256(given).hexdigest() != manifest.get("spec_hash"):
+        if hash_of(given) != manifest.get("spec_hash"):
             advice = "Put it back, or start a new one."
             raise InvalidInput("spec.toml", "another text", "the spec this meta-training began with", advice)
         spec = load_meta_spec(path / "spec.toml")

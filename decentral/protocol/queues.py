@@ -38,7 +38,7 @@ from decentral.protocol import records as records  # before the first function o
 from decentral.protocol.base import Network, Stop, until
 from decentral.protocol.service import Service, turn_of
 from decentral.timing.cluster import Cluster
-from decentral.timing.compute import LONGEST_NS, check_draws, to_ns
+from decentral.timing.compute import LONGEST_NS, check_draws, duration_ns, to_ns
 from decentral.timing.faults import ON_RETURN, lost, separated
 from decentral.timing.links import jitter_factor
 from decentral.topology import DirectedTopology, Topology, neighbours
@@ -507,13 +507,12 @@ def _wanted(cluster: Cluster, speeds: np.ndarray, left_s: float) -> np.ndarray:
 
 @njit(cache=True)
 def _fill(workers, durations_ns, who, counts, seconds, speeds):
-    """Further durations of some workers, those of one after those of the other, as ``decentral.timing.durations_ns`` rounds."""
+    """Further durations of some workers, those of one after those of the other."""
     read = 0
     for r in range(who.size):
         mine, ring = workers[who[r]], durations_ns[who[r]]
         for _ in range(counts[r]):
-            duration = np.rint(seconds[read] / speeds[who[r]] * 1e9)
-            ring[mine.drawn & (ring.size - 1)] = np.int64(min(max(duration, 1.0), float(LONGEST_NS)))
+            ring[mine.drawn & (ring.size - 1)] = duration_ns(seconds[read], speeds[who[r]])
             mine.drawn += 1
             read += 1
 

@@ -474,6 +474,12 @@ COMPUTE: dict[str, Callable[..., ComputeModel]] = {
 
 
 @njit(cache=True)
+def duration_ns(seconds, speed):
+    """Of a gradient whose draw is so many seconds, on a worker of a relative speed: whole nanoseconds, 1 to ``LONGEST_NS``."""
+    return np.int64(min(max(np.rint(seconds / speed * 1e9), 1.0), float(LONGEST_NS)))
+
+
+@njit(cache=True)
 def _cut(seconds, draws, speeds, elapsed_ns, horizon_ns, out):
     """Seconds to nanoseconds, run after run; of each run only what reaches the horizon. Advances ``elapsed_ns``.
 
@@ -485,8 +491,7 @@ def _cut(seconds, draws, speeds, elapsed_ns, horizon_ns, out):
         for k in range(draws[r]):
             if elapsed_ns[r] >= horizon_ns:
                 break
-            duration = np.rint(seconds[read + k] / speeds[r] * 1e9)
-            ns = np.int64(min(max(duration, 1.0), float(LONGEST_NS)))
+            ns = duration_ns(seconds[read + k], speeds[r])
             out[written] = ns
             elapsed_ns[r] += ns
             written += 1
